@@ -19,8 +19,8 @@ def iqlearn(
     """mean over expert actions of [ -log pi(a_t|s_t) + lambda delta_t^2 ] (arXiv 2409.01369, eq. 14).
 
     delta_t = Q(s_t,a_t) - gamma V(s_{t+1}) is both the TD error and the recovered reward. Gradients flow through Q and
-    through V(s_{t+1}); there is no target network. The chi^2 conjugate would give lambda / 4 for the regulariser; eq. 14
-    prints lambda, and so does this. lambda = 0 is exactly :func:`mle`.
+    through V(s_{t+1}); there is no target network. The chi^2 conjugate would give lambda / 4 for the regulariser;
+    eq. 14 prints lambda, and so does this. lambda = 0 is exactly :func:`mle`.
 
     Args:
         stats: (B, T) statistics of the demonstrations.
@@ -29,8 +29,9 @@ def iqlearn(
         num_actions: global number of actions (see `base.normalised`); None for this batch's own.
 
     Returns:
-        The loss; metrics `nll`, `td_squared`, `td_error` (mean |delta|), `reward` (mean delta), `value_first` (mean V of
-        the first state of each episode) and `value_gap` (mean of V(s_t) - NLL still to come: 0 when V is calibrated).
+        The loss; metrics `nll`, `td_squared`, `td_error` (mean |delta|), `reward` (mean delta), `value_first` (mean V
+        of the first state of each episode) and `value_gap` (mean of V(s_t) - NLL still to come: 0 when V is
+        calibrated).
 
     Example:
         >>> loss, metrics = iqlearn(token_stats(model, batch), td_coef=0.1)
@@ -67,7 +68,7 @@ def td_coef_at(step: int, *, td_coef: float, mle_warmup_steps: int = 0, td_annea
 def remaining_nll(stats: TokenStats, gamma: float = 1.0) -> Float[Tensor, "B T"]:
     """sum_{k >= t} gamma^(k-t) (-log pi(a_k|s_k)) to the end of the episode, plus the bootstrapped end value.
 
-    For delta = 0 everywhere and gamma = 1 this is exactly V(s_t): what a calibrated value has to say.
+    For delta = 0 everywhere this is exactly V(s_t): what a calibrated value has to say.
     """
     nll = -stats.log_prob.detach()
     end_value = gamma * torch.where(last_actions(stats.action_mask, stats.document_ids), stats.next_value.detach(), 0.0)

@@ -73,8 +73,8 @@ def policy_gradient(
 ) -> Loss:
     """-A_t rho_t [+ beta KL_t], mean over actions: REINFORCE with token-level advantages (arXiv 2510.02493).
 
-    rho_t = pi / pi_old is 1 on policy, where the gradient is -A_t grad log pi(a_t|s_t). With `clip_range` the pessimistic
-    clipped surrogate of PPO is taken, for rollouts used more than once.
+    rho_t = pi / pi_old is 1 on policy, where the gradient is -A_t grad log pi(a_t|s_t). With `clip_range` the
+    pessimistic clipped surrogate of PPO is taken, for rollouts used more than once.
 
     Args:
         stats: (B, T) statistics of the policy on its own samples, with gradient.

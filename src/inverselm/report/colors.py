@@ -1,4 +1,4 @@
-"""Colours of the token heatmaps: a diverging, colour-blind-safe ramp whose text stays readable (WCAG AA) at every step."""
+"""Colours of the token heatmaps: a diverging, colour-blind-safe ramp; text is readable (WCAG AA) at every step."""
 
 from dataclasses import dataclass
 from functools import cache

@@ -68,7 +68,7 @@ def token_heatmap(
     spans = _spans(tokens, full)
     if start < end:
         spans = [*spans[:start], "<mark>", *spans[start:end], "</mark>", *spans[end:]]
-    label = escape(f"Token rewards: {title}" if title else "Token rewards", quote=True)
+    label = escape(visible_text(f"Token rewards: {title}" if title else "Token rewards"), quote=True)
     parts = [
         f'<figure class="irl-heat" aria-label="{label}">{heatmap_style()}',
         f'<p class="irl-title" dir="auto">{_shown(title)}</p>' if title else "",
@@ -133,8 +133,9 @@ def format_reward(value: float) -> str:
     """
     if not math.isfinite(value):
         return "n/a"
-    plain = value == 0 or 1e-3 <= abs(value) < 1e5
-    return (f"{value:+.3f}" if plain else f"{value:+.2e}").replace("-", "−").replace("+0.000", "0.000")
+    if value == 0:
+        return "0.000"
+    return f"{value:{'+.3f' if 1e-3 <= abs(value) < 1e5 else '+.2e'}}".replace("-", "−")
 
 
 def reward_level(reward: float, scale: float) -> int | None:
@@ -180,7 +181,9 @@ def _spans(tokens: Sequence[ScoredToken], scale: float) -> list[str]:
         total += reward if math.isfinite(reward) else 0.0
         name = escape(_GLYPHS.sub(_plain_glyph, visible_text(token.text)), quote=True)
         tip = f"“{name}” · reward {format_reward(reward)} · sum so far {format_reward(total)}"
-        spans.append(f'<span{_color_class(reward, scale)} title="{tip}"{focus}>{_shown(token.text) or _faint("∅")}</span>')
+        spans.append(
+            f'<span{_color_class(reward, scale)} title="{tip}"{focus}>{_shown(token.text) or _faint("∅")}</span>'
+        )
     return spans
 
 
@@ -214,9 +217,9 @@ def _legend(tokens: Sequence[ScoredToken], scale: float, marked: bool) -> str:
     finite = [reward for reward in rewards if math.isfinite(reward)]
     limit = format_reward(scale).lstrip("+")
     count = f"{len(tokens):,} token{'' if len(tokens) == 1 else 's'}"
+    label = f"colour scale from minus {limit} (orange) over zero to plus {limit} (blue)"
     facts = [
-        f'<span class="irl-scale">−{limit} <span class="irl-bar" role="img" aria-label="colour scale from minus {limit} '
-        f'(orange) over zero to plus {limit} (blue)"></span> +{limit}</span>',
+        f'<span class="irl-scale">−{limit} <span class="irl-bar" role="img" aria-label="{label}"></span> +{limit}</span>',
         f"<span>{count}</span>",
     ]
     if finite:

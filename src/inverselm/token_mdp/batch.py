@@ -86,16 +86,14 @@ class TokenBatch:
         for name, tensor in (("action_mask", action_mask), ("attention_mask", real), ("position_ids", position_ids)):
             if tensor is not None and tensor.shape != input_ids.shape:
                 raise ValueError(f"{name} has shape {tuple(tensor.shape)}, input_ids {tuple(input_ids.shape)}.")
+        if position_ids is not None and not bool(real.all()):
+            raise ValueError("position_ids are for packed rows without padding. Leave them out for padded rows.")
         if not eos_token_ids:
             raise ValueError("eos_token_ids is empty: no episode could ever terminate. Give the tokenizer's EOS id.")
         is_eos = torch.isin(input_ids, torch.as_tensor(list(eos_token_ids), device=input_ids.device))
-        if position_ids is not None:
-            starts = position_ids == 0
-        elif document_ends_at_eos:
-            starts = torch.zeros_like(real)
-            starts[:, 1:] = is_eos[:, :-1] & real[:, :-1]
-        else:
-            starts = torch.zeros_like(real)
+        starts = torch.zeros_like(real) if position_ids is None else position_ids == 0
+        if document_ends_at_eos:
+            starts[:, 1:] |= is_eos[:, :-1] & real[:, :-1]
         document_ids = starts.cumsum(dim=1) - starts[:, :1].long()
         document_ids = document_ids.masked_fill(~real, PADDING)
         if position_ids is None:

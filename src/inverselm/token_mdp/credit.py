@@ -38,18 +38,22 @@ def returns_to_go(
     if not 0.0 <= gamma <= 1.0:
         raise ValueError(f"gamma must be in [0, 1], not {gamma}.")
     paid = torch.where(action_mask, rewards, 0.0)
-    if gamma == 0.0:
-        return paid
-    if gamma == 1.0 and document_ids is None:
-        return torch.where(action_mask, paid.flip(1).cumsum(dim=1).flip(1), 0.0)
-    running = paid.new_zeros(paid.size(0))
-    columns = []
-    for t in range(paid.size(1) - 1, -1, -1):
-        if document_ids is not None and t + 1 < paid.size(1):
-            running = torch.where(document_ids[:, t] == document_ids[:, t + 1], running, 0.0)
-        running = torch.where(action_mask[:, t], paid[:, t] + gamma * running, running)
-        columns.append(running)
-    return torch.where(action_mask, torch.stack(columns[::-1], dim=1), 0.0)
+    # G_t = paid_t + keep_t G_{t+1}, solved by doubling: after k rounds `returns` sees 2^k columns and `keep` is what
+    # is left of anything beyond them
+    keep = torch.where(action_mask, gamma, torch.ones_like(paid))
+    if document_ids is not None:
+        keep[:, :-1] = torch.where(document_ids[:, :-1] == document_ids[:, 1:], keep[:, :-1], 0.0)
+    returns, step = paid, 1
+    while step < paid.size(1):
+        returns = returns + keep * _from_right(returns, step)
+        keep = keep * _from_right(keep, step)
+        step *= 2
+    return torch.where(action_mask, returns, 0.0)
+
+
+def _from_right(values: Float[Tensor, "B T"], step: int) -> Float[Tensor, "B T"]:
+    """Each column as it is `step` columns further right; 0 beyond the end."""
+    return torch.nn.functional.pad(values[:, step:], (0, step))
 
 
 def subtract_baseline(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from types import MethodType
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -21,6 +22,7 @@ def stats_from_logits(
     *,
     first_column: int = 0,
     entropy: bool = False,
+    entropy_grad: bool = True,
     greedy: bool = False,
     temperature: float = 1.0,
 ) -> TokenStats:
@@ -30,7 +32,8 @@ def stats_from_logits(
         logits: (B, S, V) output for the columns `first_column` .. T - 1 of the batch, S = T - first_column.
         batch: the (B, T) batch the logits belong to.
         first_column: first column the logits cover. Every state that is needed must lie there.
-        entropy: also H(pi(.|s_t)), with gradient.
+        entropy: also H(pi(.|s_t)).
+        entropy_grad: whether the entropy keeps its gradient (a penalty) or is only to be logged.
         greedy: also whether the action is the argmax.
         temperature: logits are divided by it: the stats of the policy softmax(Q / temperature).
 
@@ -42,7 +45,7 @@ def stats_from_logits(
         raise ValueError(f"{logits.size(1)} columns of logits for columns {first_column}..{width - 1} of the batch.")
     if first_column > first_needed_column(batch):
         raise ValueError(f"first_column={first_column} cuts off column {first_needed_column(batch)}, which is needed.")
-    q = logits if logits.dtype == torch.float64 else logits.float()
+    q = _at_least_float32(logits)
     if temperature != 1.0:
         q = q / temperature
     value_at = q.logsumexp(dim=-1)
@@ -58,22 +61,28 @@ def stats_from_logits(
         "document_ids": batch.document_ids,
     }
     if entropy:
-        stats["entropy"] = torch.where(mask, _to_actions(logits_entropy(q, value_at), first_column), zero)
+        with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
+            stats["entropy"] = torch.where(mask, _to_actions(logits_entropy(q, value_at), first_column), zero)
     if greedy:
         best = _to_actions(q.argmax(dim=-1), first_column)
         stats["greedy"] = mask & (best == batch.input_ids)
     return TokenStats(**stats)
 
 
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
 def _to_actions(at_state: Tensor, first_column: int) -> Tensor:
-    """(B, S) numbers of states -> (B, T) aligned to the actions taken there: token t is chosen in output column t - 1."""
+    """(B, S) numbers of states -> (B, T), aligned to the actions taken there: token t is chosen in column t - 1."""
     return nn.functional.pad(at_state[:, :-1], (first_column + 1, 0))
 
 
 def logits_entropy(logits: Float[Tensor, "B S V"], value: Float[Tensor, "B S"]) -> Float[Tensor, "B S"]:
     """H(pi) = V - sum_a pi(a) Q(a) of softmax policies, in nats."""
     probabilities = (logits - value.unsqueeze(-1)).exp()
-    return value - torch.where(probabilities > 0, probabilities * logits, 0.0).sum(dim=-1)
+    # a token ruled out by -inf has p Q = 0, and must not put 0 * inf into the gradient either
+    return value - (probabilities * torch.where(probabilities > 0, logits, 0.0)).sum(dim=-1)
 
 
 def state_kl(
@@ -84,10 +93,10 @@ def state_kl(
     It is the expectation of the baseline-relative reward under the SFT policy, >= 0, which is why raw sums of that
     reward grow with length.
     """
-    log_p = logits.float().log_softmax(dim=-1)
-    log_q = other.float().log_softmax(dim=-1)
+    log_p = _at_least_float32(logits).log_softmax(dim=-1)
+    log_q = _at_least_float32(other).log_softmax(dim=-1)
     probabilities = log_p.exp()
-    kl = torch.where(probabilities > 0, probabilities * (log_p - log_q), 0.0).sum(dim=-1)
+    kl = (probabilities * torch.where(probabilities > 0, log_p - log_q, 0.0)).sum(dim=-1)
     return torch.where(batch.action_mask, _to_actions(kl, first_column), 0.0)
 
 
@@ -99,20 +108,28 @@ def first_needed_column(batch: TokenBatch) -> int:
 
 
 def token_logits(
-    model: nn.Module, batch: TokenBatch, *, float32_head: bool = True, **forward_kwargs: Any
+    model: nn.Module,
+    batch: TokenBatch,
+    *,
+    float32_head: bool = True,
+    all_columns: bool = False,
+    **forward_kwargs: Any,
 ) -> tuple[Any, int]:
     """Run a causal LM on a batch; returns its output and the first column that `output.logits` cover.
 
-    Prompt columns are not projected where the model takes `logits_to_keep`. With `float32_head` the language-model head
+    Prompt columns are not projected where the model takes `logits_to_keep`, unless `all_columns` are asked for. With `float32_head` the language-model head
     runs in float32 also under autocast: V is tens of nats, and bfloat16 would round it to 1/8 of a nat.
     """
     first = first_needed_column(batch)
     kwargs = {**batch.model_inputs(), "use_cache": False, **forward_kwargs}
-    if first > 0 and _accepts(model, "logits_to_keep"):
+    if first > 0 and not all_columns and _accepts(model, "logits_to_keep"):
         kwargs["logits_to_keep"] = batch.input_ids.size(1) - first
     with _float32_head(model) if float32_head else _as_it_is():
         outputs = model(**kwargs)
-    return outputs, first if "logits_to_keep" in kwargs else 0
+    first = first if "logits_to_keep" in kwargs else 0
+    # prompt learning (PEFT) puts virtual tokens in front
+    outputs.logits = outputs.logits[:, first - batch.input_ids.size(1) :]
+    return outputs, first
 
 
 def token_stats(
@@ -131,9 +148,8 @@ def token_stats(
         >>> reward = stats.action_logit - stats.next_value      # Q(s,a) - V(s'), (B, T), nats
     """
     outputs, first = token_logits(model, batch, float32_head=float32_head)
-    states = batch.input_ids.size(1) - first
     return stats_from_logits(
-        outputs.logits[:, -states:],  # prompt learning (PEFT) puts virtual tokens in front
+        outputs.logits,
         batch,
         first_column=first,
         entropy=entropy,
@@ -145,12 +161,11 @@ def token_stats(
 def unwrap(model: nn.Module) -> nn.Module:
     """The transformers model inside DDP, torch.compile and PEFT wrappers."""
     while True:
-        if isinstance(getattr(model, "module", None), nn.Module):
-            model = model.module
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod
+        inner = getattr(model, "module", getattr(model, "_orig_mod", None))
+        if isinstance(inner, nn.Module):
+            model = inner
         elif hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
-            model = model.get_base_model()
+            model = cast(Any, model).get_base_model()
         else:
             return model
 
@@ -166,24 +181,24 @@ def _as_it_is() -> Iterator[None]:
 
 @contextmanager
 def _float32_head(model: nn.Module) -> Iterator[None]:
-    """Let a plain linear head compute in float32 when autocast or its own dtype would round; others run as they are."""
-    inner = unwrap(model)
-    head = inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
-    if type(head) is not nn.Linear:
+    """Let a plain linear head compute in float32; others, and heads whose forward is already replaced, run as they are.
+
+    Nothing is decided here by dtype or autocast: accelerate enters autocast only inside the model's forward.
+    """
+    head = cast(Any, unwrap(model)).get_output_embeddings() if hasattr(unwrap(model), "get_output_embeddings") else None
+    if type(head) is not nn.Linear or "forward" in vars(head):
         yield
         return
-    kind = head.weight.device.type
-    if not torch.is_autocast_enabled(kind) and head.weight.dtype in (torch.float32, torch.float64):
-        yield
-        return
-
-    def forward(hidden: Tensor) -> Tensor:
-        with torch.autocast(kind, enabled=False):
-            bias = None if head.bias is None else head.bias.float()
-            return nn.functional.linear(hidden.float(), head.weight.float(), bias)
-
-    head.forward = forward
+    vars(head)["forward"] = MethodType(_linear_in_float32, head)
     try:
         yield
     finally:
-        del head.forward
+        del vars(head)["forward"]
+
+
+def _linear_in_float32(head: nn.Linear, hidden: Tensor) -> Tensor:
+    if head.weight.dtype == torch.float64:
+        return nn.functional.linear(hidden, head.weight, head.bias)
+    with torch.autocast(hidden.device.type, enabled=False):
+        bias = None if head.bias is None else head.bias.float()
+        return nn.functional.linear(hidden.float(), head.weight.float(), bias)

@@ -30,7 +30,7 @@ def bellman_residual(stats: TokenStats, gamma: float = 1.0) -> Float[Tensor, "B 
 def log_ratio(
     sft_log_prob: Float[Tensor, "B T"], baseline_log_prob: Float[Tensor, "B T"], action_mask: Bool[Tensor, "B T"]
 ) -> Float[Tensor, "B T"]:
-    """r_t = log pi_SFT(a_t|s_t) - log pi_base(a_t|s_t): the baseline-relative dense reward (arXiv 2510.02493, eq. 5)."""
+    """r_t = log pi_SFT(a_t|s_t) - log pi_base(a_t|s_t), the baseline-relative dense reward (arXiv 2510.02493, eq. 5)."""
     return torch.where(action_mask, sft_log_prob - baseline_log_prob, 0.0)
 
 
@@ -75,7 +75,11 @@ def floor_log_ratio(rewards: Float[Tensor, "B T"], alpha: float) -> Float[Tensor
         raise ValueError(f"alpha must be in (0, 1], not {alpha}.")
     if alpha == 1.0:
         return rewards
-    return torch.logaddexp(rewards + log(alpha), torch.full_like(rewards, log(1.0 - alpha)))
+    # two forms, so that neither overflows and r = 0 (off the actions) stays exactly 0
+    above = rewards.clamp(min=0.0)
+    above = above + torch.log1p((1.0 - alpha) * torch.expm1(-above))
+    below = torch.log1p(alpha * torch.expm1(rewards.clamp(max=0.0)))
+    return torch.where(rewards > 0, above, below)
 
 
 def centre(rewards: Float[Tensor, "B T"], expected: Float[Tensor, "B T"]) -> Float[Tensor, "B T"]:

@@ -1,0 +1,22 @@
+"""Thin trainers on TRL: no mathematics of their own."""
+
+from importlib import import_module
+from typing import Any
+
+_EXPORTS = {
+    "BaselineCheckpointCallback": ".checkpoints",
+    "DensePathConfig": ".dense_path",
+    "DensePathTrainer": ".dense_path",
+    "IQLearnConfig": ".iqlearn",
+    "IQLearnTrainer": ".iqlearn",
+    "build_from_scratch": ".scratch",
+    "find_baseline": ".checkpoints",
+    "last_complete_checkpoint": ".checkpoints",
+}
+__all__ = sorted(_EXPORTS)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        return getattr(import_module(_EXPORTS[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
