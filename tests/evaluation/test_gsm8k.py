@@ -105,8 +105,10 @@ def test_evaluate_expression(expr, value):
 
 @pytest.mark.parametrize(
     "expr",
-    ["", "3*", "(3", "3)", "3 4", "2**3", "7//2", "1/0", "0/(2-2)", "x+1", "1,00", "1,0000", "1.2.3", "7%3"]
-    + ["__import__('os')", "1e5", "()", "²", "٣+1", "9" * 101, "1+" * 60 + "1", "999999999*999999999", "(" * 100],
+    [
+        *("", "3*", "(3", "3)", "3 4", "2**3", "7//2", "1/0", "0/(2-2)", "x+1", "1,00", "1,0000", "1.2.3", "7%3"),
+        *("__import__('os')", "1e5", "()", "²", "٣+1", "9" * 101, "1+" * 60 + "1", "999999999*999999999", "(" * 100),
+    ],
 )
 def test_evaluate_expression_refuses(expr):
     assert evaluate_expression(expr) is None
@@ -125,17 +127,16 @@ def test_format_number(value, text):
     assert format_number(value) == text
 
 
-def write(tokenizer, rows, steps, prompt="abc", continuation=None):
-    """Greedy decoding of a 'model' that wants `continuation` token 0 of each row; returns the texts after `steps`.
+def write(tokenizer, rows, steps, prompt="abc"):
+    """Greedy decoding of a 'model' that always wants `a`, with the calculator; returns the generated texts.
 
-    `rows` are the texts generated so far. All rows are left padded prompts of one width followed by these texts.
+    `rows` are generated first, as they are (texts or token ids); all prompts are left padded by two columns.
     """
     wish = tokenizer.encode("a", add_special_tokens=False)[-1]
     prompt_ids = tokenizer.encode(prompt, add_special_tokens=False)
     texts = [tokenizer.encode(row, add_special_tokens=False) if isinstance(row, str) else row for row in rows]
     width = max(len(t) for t in texts)
     pad = tokenizer.eos_token_id
-    sequences = []
     processor = CalculatorLogitsProcessor(tokenizer, len(prompt_ids) + 2)
     for column in range(width):  # feed the given tokens as a generation does: one column per call
         ids = torch.tensor([[pad] * 2 + prompt_ids + (t + [pad] * width)[:column] for t in texts])
@@ -145,18 +146,16 @@ def write(tokenizer, rows, steps, prompt="abc", continuation=None):
         scores = torch.zeros(len(texts), len(tokenizer))
         scores[:, wish] = 1.0
         best = processor(torch.tensor(sequences), scores).argmax(dim=-1).tolist()
-        sequences = [s + [b] for s, b in zip(sequences, best, strict=True)]
-    return [tokenizer.decode(s[len(prompt_ids) + 2 :]) for s in sequences]
+        sequences = [[*s, b] for s, b in zip(sequences, best, strict=True)]
+    return [tokenizer.decode(s[len(prompt_ids) + 2 :]).strip() for s in sequences]
 
 
 @pytest.mark.parametrize("make", [bpe_tokenizer, metaspace_tokenizer])
 @pytest.mark.parametrize(
     ("text", "result"),
-    [("<<3*4=", "12"), ("<<5-9=", "-4"), ("<<1/3=", "0.333333"), ("<<10/4= ", "2.5"), ("<<(2+3)*4=", "20")],
+    [("<<3*4=", "12"), ("<<5-9=", "-4"), ("<<1/3=", "0.333333"), ("<<10/4=", "2.5"), ("<<(2+3)*4=", "20")],
 )
 def test_calculator_writes_result_and_closing_mark_then_lets_go(make, text, result):
-    if make is metaspace_tokenizer:
-        text = text.strip()
     (written,) = write(make(), [text], 14)
     assert written.startswith(f"{text}{result}>>aa")
     assert set(written[len(f"{text}{result}>>") :]) == {"a"}
@@ -184,13 +183,14 @@ def test_calculator_leaves_other_text_alone(text):
 
 def test_calculator_completes_a_result_that_the_equals_token_has_begun():
     tokenizer = bpe_tokenizer()
-    tokenizer.add_tokens(["=1", "=7", "=12>>"])
+    tokenizer.add_tokens(["=1", "= ", "=7", "=12>>"])
     start = tokenizer.encode("<<3*4", add_special_tokens=False)
-    rows = [[*start, tokenizer.convert_tokens_to_ids(t)] for t in ("=1", "=7", "=12>>")]
+    rows = [[*start, tokenizer.convert_tokens_to_ids(t)] for t in ("=1", "= ", "=7", "=12>>")]
     texts = write(tokenizer, rows, 10)
     assert texts[0].rstrip("a") == "<<3*4=12>>"
-    assert texts[1].rstrip("a") == "<<3*4=7"
-    assert texts[2].rstrip("a") == "<<3*4=12>>"
+    assert texts[1].rstrip("a") == "<<3*4= 12>>"
+    assert texts[2] == "<<3*4=7" + "a" * 10
+    assert texts[3] == "<<3*4=12>>" + "a" * 10
 
 
 def test_calculator_ignores_the_prompt_and_finished_rows():

@@ -1,4 +1,4 @@
-"""Small trees, random tables, and the surrogate of Dense-Path REINFORCE over *all* sequences, from the package's parts."""
+"""Small trees, random tables, and the expected loss of Dense-Path REINFORCE over *all* sequences."""
 
 from __future__ import annotations
 
@@ -51,6 +51,7 @@ def read() -> Callable[..., tuple[TokenBatch, TokenStats]]:
 def surrogate(read) -> Callable[..., Tensor]:
     """surrogate(tree, q, sft, base, beta): a loss whose gradient is minus the *expected* policy gradient.
 
+    Only functions of the package, in the order in which a trainer calls them.
     Every sequence y is a row, weighted by pi(y) (constant). Advantages are constants, so a weighted advantage is a
     weighted loss; `num_actions=1` keeps the sum: a denominator that depends on the sample would bend the gradient.
     """

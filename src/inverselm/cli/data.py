@@ -63,7 +63,7 @@ def load_rows(
         which `check_demonstrations` uses in messages and `training_columns` removes.
 
     Raises:
-        UserError: nothing at `source`, an unreadable or empty file, a broken line, columns of mixed type, no such split.
+        UserError: nothing at `source`, unreadable or empty file, a broken line, mixed types in a column, no such split.
 
     Example:
         >>> rows = load_rows("data/sums.jsonl", split="train[:100]")  # doctest: +SKIP

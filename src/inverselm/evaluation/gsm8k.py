@@ -122,7 +122,11 @@ def _tokenize(expr: str) -> list[str]:
 
 
 class _Parser:
-    """Recursive descent: sum = product ([+-] product)*; product = signed ([*/] signed)*; signed = [+-] signed | atom %*."""
+    """Recursive descent.
+
+    sum = product ([+-] product)*;  product = signed ([*/] signed)*;  signed = [+-] signed | atom %*;
+    atom = number | "(" sum ")"
+    """
 
     def __init__(self, tokens: list[str]) -> None:
         self.tokens = tokens

@@ -1,4 +1,4 @@
-"""What a person looks at: token heatmaps, charts and self-contained HTML pages. Light; matplotlib loads when it draws."""
+"""What a person looks at: token heatmaps, charts and self-contained HTML pages. matplotlib loads only to draw."""
 
 from .charts import interval_chart, line_chart
 from .heatmap import ScoredAnswer, ScoredToken, heatmap_page, shared_scale, token_heatmap

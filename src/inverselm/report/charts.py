@@ -1,4 +1,4 @@
-"""Charts as inline SVG: deterministic, readable in light and dark mode, safe for colour-blind readers, labelled directly."""
+"""Charts as inline SVG: deterministic, readable in light and dark mode, colour-blind safe, directly labelled."""
 
 import math
 import warnings

@@ -217,9 +217,9 @@ def _legend(tokens: Sequence[ScoredToken], scale: float, marked: bool) -> str:
     finite = [reward for reward in rewards if math.isfinite(reward)]
     limit = format_reward(scale).lstrip("+")
     count = f"{len(tokens):,} token{'' if len(tokens) == 1 else 's'}"
-    label = f"colour scale from minus {limit} (orange) over zero to plus {limit} (blue)"
+    bar = f"colour scale from minus {limit} (orange) over zero to plus {limit} (blue)"
     facts = [
-        f'<span class="irl-scale">−{limit} <span class="irl-bar" role="img" aria-label="{label}"></span> +{limit}</span>',
+        f'<span class="irl-scale">−{limit} <span class="irl-bar" role="img" aria-label="{bar}"></span> +{limit}</span>',
         f"<span>{count}</span>",
     ]
     if finite:

@@ -5,6 +5,7 @@ import unicodedata
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,7 @@ def _draw(axes: Any, run: Run, y: float, level: int | None, underlined: bool) ->
         axes.plot([x, x + width], [y + _LINE - 4] * 2, color=LIGHT.text, linewidth=1.6, solid_capstyle="butt")
 
 
+@cache
 def _fonts() -> list[str]:
     from matplotlib import font_manager
 

@@ -142,9 +142,9 @@ def sequence_kl(tree: TokenTree, policy: Float[Tensor, "S A"], other: Float[Tens
 def dense_path_optimum(
     tree: TokenTree, sft: Float[Tensor, "S A"], base: Float[Tensor, "S A"], kl_coef: float
 ) -> SequenceOptimum:
-    """pi* ~ pi_SFT (pi_SFT / pi_base)^(1/beta): the optimum of E_pi[sum_t log pi_SFT - log pi_base] - beta KL(pi || pi_SFT).
+    """The optimum of Dense-Path REINFORCE: pi* ~ pi_SFT (pi_SFT / pi_base)^(1/beta) over sequences.
 
-    Over sequences by normalising over all of them; as a token policy by backward recursion with Z(terminal) = 1:
+    It maximises E_pi[sum_t log pi_SFT - log pi_base] - beta KL(pi || pi_SFT) (arXiv 2510.02493). Over sequences by normalising over all of them; as a token policy by backward recursion with Z(terminal) = 1:
 
         pi*(a|s) = pi_SFT(a|s)^(1+w) pi_base(a|s)^-w Z(s') / Z(s),   w = 1 / beta
 

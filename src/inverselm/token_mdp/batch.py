@@ -86,7 +86,7 @@ class TokenBatch:
         for name, tensor in (("action_mask", action_mask), ("attention_mask", real), ("position_ids", position_ids)):
             if tensor is not None and tensor.shape != input_ids.shape:
                 raise ValueError(f"{name} has shape {tuple(tensor.shape)}, input_ids {tuple(input_ids.shape)}.")
-        if position_ids is not None and not bool(real.all()):
+        if position_ids is not None and attention_mask is not None and not bool(real.all()):
             raise ValueError("position_ids are for packed rows without padding. Leave them out for padded rows.")
         if not eos_token_ids:
             raise ValueError("eos_token_ids is empty: no episode could ever terminate. Give the tokenizer's EOS id.")

@@ -117,8 +117,9 @@ def token_logits(
 ) -> tuple[Any, int]:
     """Run a causal LM on a batch; returns its output and the first column that `output.logits` cover.
 
-    Prompt columns are not projected where the model takes `logits_to_keep`, unless `all_columns` are asked for. With `float32_head` the language-model head
-    runs in float32 also under autocast: V is tens of nats, and bfloat16 would round it to 1/8 of a nat.
+    Prompt columns are not projected where the model takes `logits_to_keep`, unless `all_columns` are asked for. With
+    `float32_head` the language-model head runs in float32 also under autocast: V is tens of nats, and bfloat16 would
+    round it to 1/8 of a nat.
     """
     first = first_needed_column(batch)
     kwargs = {**batch.model_inputs(), "use_cache": False, **forward_kwargs}

@@ -30,7 +30,7 @@ def bellman_residual(stats: TokenStats, gamma: float = 1.0) -> Float[Tensor, "B 
 def log_ratio(
     sft_log_prob: Float[Tensor, "B T"], baseline_log_prob: Float[Tensor, "B T"], action_mask: Bool[Tensor, "B T"]
 ) -> Float[Tensor, "B T"]:
-    """r_t = log pi_SFT(a_t|s_t) - log pi_base(a_t|s_t), the baseline-relative dense reward (arXiv 2510.02493, eq. 5)."""
+    """r_t = log pi_SFT(a_t|s_t) - log pi_base(a_t|s_t): the baseline-relative reward (arXiv 2510.02493, eq. 5)."""
     return torch.where(action_mask, sft_log_prob - baseline_log_prob, 0.0)
 
 

@@ -1,7 +1,4 @@
-"""Checkpoints by role: the SFT model, its baseline (an earlier checkpoint of the same run), and where a run can resume.
-
-A small `inverselm.json` beside the weights says what a folder is, so that later commands find the baseline themselves.
-"""
+"""The callback that keeps an SFT run's baseline, and where a killed run can resume."""
 
 from __future__ import annotations
 
@@ -16,57 +13,12 @@ from transformers import TrainerCallback
 from transformers.utils import logging
 
 from ..errors import UserError
+from ..scorers.markers import BASELINE_FOLDER, read_marker, write_marker
 
 if TYPE_CHECKING:
     from transformers import Trainer
 
 logger = logging.get_logger(__name__)
-
-MARKER = "inverselm.json"
-BASELINE_FOLDER = "baseline"
-
-
-def write_marker(folder: str | Path, role: str, **facts: Any) -> None:
-    """Write `inverselm.json` into a checkpoint folder, atomically."""
-    path = Path(folder) / MARKER
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"role": role, **facts}, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def read_marker(folder: str | Path) -> dict[str, Any]:
-    """The marker of a checkpoint folder; empty if there is none.
-
-    Raises:
-        UserError: the file is there but is no JSON object.
-    """
-    path = Path(folder) / MARKER
-    if not path.is_file():
-        return {}
-    try:
-        marker = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is unreadable ({error}); delete it or write it again.") from error
-    if not isinstance(marker, dict):
-        raise UserError(f"{path} holds no JSON object; delete it or write it again.")
-    return marker
-
-
-def find_baseline(sft: str | Path) -> Path:
-    """The baseline checkpoint that belongs to an SFT folder (or to a `checkpoint-N` folder of that run).
-
-    Raises:
-        UserError: there is none; the message says how to make or name one.
-    """
-    folder = Path(sft)
-    for run in (folder, folder.parent):
-        candidate = run / BASELINE_FOLDER
-        if read_marker(candidate).get("role") == "baseline":
-            return candidate
-    raise UserError(
-        f"No baseline found in {folder}: it needs {BASELINE_FOLDER}/ with {MARKER}, as `inverselm sft` leaves it. Train "
-        "with `inverselm sft`, add BaselineCheckpointCallback to your trainer, or name one: --baseline <checkpoint>."
-    )
 
 
 def last_complete_checkpoint(output_dir: str | Path, multiple_of: int = 1) -> Path | None:

@@ -15,8 +15,8 @@ from trl.data_utils import is_conversational
 
 from ..errors import UserError
 from ..objectives import Loss, entropy_regularised_mle, iqlearn, td_coef_at
+from ..scorers.tokens import eos_token_ids, tokens_after_eos
 from ..token_mdp import TokenBatch, TokenStats, stats_from_logits, token_logits
-from .tokens import eos_token_ids, tokens_after_eos
 
 logger = logging.get_logger(__name__)
 
@@ -57,8 +57,8 @@ class IQLearnConfig(SFTConfig):
     mask_after_eos: bool | None = field(
         default=None,
         metadata={
-            "help": "Leave out of the loss what the chat template puts behind an answer's final EOS (ChatML's newline): "
-            "the episode is over there. Default: on if td_coef > 0, else off as in TRL."
+            "help": "Leave out of the loss what the chat template puts behind an answer's final EOS (ChatML's "
+            "newline): the episode is over. Default: on if td_coef > 0, else off as in TRL."
         },
     )
 
@@ -84,10 +84,10 @@ class IQLearnConfig(SFTConfig):
 class IQLearnTrainer(SFTTrainer):
     """SFTTrainer whose loss is -log pi + lambda (Q - gamma V')^2 (arXiv 2409.01369, eq. 14).
 
-    Takes what SFTTrainer takes: dataset formats, chat templates, completion-only and assistant-only loss, packing, PEFT,
-    gradient checkpointing, accelerate. With `td_coef=0` its loss is SFTTrainer's. Beside TRL's metrics it logs `td_coef`,
-    `td_error` (mean |delta|, nats), `reward` (mean delta), `value_first` (V of the first state), `value_gap` (V minus the
-    NLL still to come: 0 when calibrated) and `nll`.
+    Takes what SFTTrainer takes: dataset formats, chat templates, completion-only and assistant-only loss, packing,
+    PEFT, gradient checkpointing, accelerate. With `td_coef=0` its loss is SFTTrainer's. Beside TRL's metrics it logs
+    `td_coef`, `td_error` (mean |delta|, nats), `reward` (mean delta), `value_first` (V of the first state),
+    `value_gap` (V minus the NLL still to come: 0 when calibrated) and `nll`.
 
     Raises:
         UserError: a vision dataset, a `compute_loss_func`, sequence parallelism, or "wrapped" packing of conversations
@@ -227,7 +227,8 @@ class IQLearnTrainer(SFTTrainer):
         mode = "train" if self.model.training else "eval"
         count = stats.num_actions
         sums = {name: value * count for name, value in metrics.items()}
-        assert stats.entropy is not None and stats.greedy is not None
+        assert stats.entropy is not None
+        assert stats.greedy is not None
         sums["entropy"] = stats.entropy.detach().sum()
         sums["mean_token_accuracy"] = stats.greedy.sum()
         local = torch.stack([count.float(), batch.attention_mask.sum().float(), *(v.float() for v in sums.values())])

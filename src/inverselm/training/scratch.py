@@ -171,7 +171,7 @@ def _model(config: "PretrainedConfig", seed: int, name: str) -> "PreTrainedModel
     from transformers import AutoModelForCausalLM
 
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.random.default_generator.manual_seed(seed)  # the processor's only; nothing is made elsewhere
         try:
             model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
         except Exception as error:  # sizes that do not fit each other surface as any kind of exception

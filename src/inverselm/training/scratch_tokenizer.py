@@ -130,7 +130,7 @@ def _char(
     characters: set[str] = set()
     for part in (extra, texts):
         for text in part:
-            characters.update(text.lower() if lowercase else text)
+            characters.update(normalizers.Lowercase().normalize_str(text) if lowercase else text)
     vocab = {token: i for i, token in enumerate([*special, UNK, *sorted(characters)])}
     core = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token=UNK))  # without merges, BPE is characters
     core.decoder = decoders.Fuse()

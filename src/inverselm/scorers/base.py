@@ -1,0 +1,202 @@
+"""What every scorer shares: from prompts and completions to one reward per token with its place in the text."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..errors import UserError
+from ..token_mdp import TokenBatch
+from .text import encode_pair, token_spans
+from .tokens import eos_token_ids
+
+
+class TokenScore(NamedTuple):
+    """One action: its reward in nats, and where it lies in the completion's text (`text[start:end]`)."""
+
+    token_id: int
+    text: str
+    start: int
+    end: int
+    reward: float
+
+
+@dataclass(frozen=True)
+class ScoredCompletion:
+    """A completion with the reward of each of its tokens.
+
+    Attributes:
+        text: the completion as scored (EOS shown as text).
+        tokens: one entry per action, in order.
+        terminated: whether it ends with EOS (else it counts as truncated).
+    """
+
+    text: str
+    tokens: tuple[TokenScore, ...]
+    terminated: bool
+
+    @property
+    def rewards(self) -> list[float]:
+        """The rewards alone, nats."""
+        return [token.reward for token in self.tokens]
+
+    @property
+    def total(self) -> float:
+        """Accumulated reward, nats."""
+        return sum(self.rewards)
+
+
+class IdScores(NamedTuple):
+    """Rewards and reference log-probabilities of one completion's tokens, each (C,) float32 on the CPU."""
+
+    rewards: Tensor
+    ref_log_prob: Tensor
+
+
+class TokenScorer(ABC):
+    """A frozen source of token rewards. Subclasses say what the reward of a batch is.
+
+    Attributes:
+        tokenizer: shared by all models of the scorer.
+        eos_token_ids: ids that end an answer.
+    """
+
+    def __init__(self, tokenizer: Any, model: Any = None) -> None:
+        self.tokenizer = tokenizer
+        self.eos_token_ids = eos_token_ids(tokenizer, model)
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where batches are scored."""
+
+    @abstractmethod
+    def score_with_reference(self, batch: TokenBatch) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
+        """Rewards, and log pi_SFT of the same actions (the reference of a KL), float32, 0 off the actions."""
+
+    def score_batch(self, batch: TokenBatch) -> Float[Tensor, "B T"]:
+        """Token rewards in nats, (B, T) float32 on the batch's device, 0 off the actions."""
+        return self.score_with_reference(batch)[0]
+
+    def score_ids(
+        self,
+        prompt_ids: Sequence[Sequence[int]],
+        completion_ids: Sequence[Sequence[int]],
+        action_masks: Sequence[Sequence[int]] | None = None,
+        *,
+        batch_size: int = 16,
+        progress: bool = False,
+    ) -> list[IdScores]:
+        """Score sampled ids as they are; nothing is decoded or tokenised again.
+
+        Args:
+            prompt_ids: token ids of each prompt.
+            completion_ids: token ids of each completion, EOS included where it was sampled.
+            action_masks: 1 where a completion token was chosen by the policy (0: a tool's answer); all of them if None.
+            batch_size: rows per forward pass; rows of like length go together.
+            progress: show a progress bar.
+
+        Returns:
+            One IdScores per completion, in order; entries off the actions are 0.
+        """
+        out: list[IdScores | None] = [None] * len(completion_ids)
+        lengths = [len(p) + len(c) for p, c in zip(prompt_ids, completion_ids, strict=True)]
+        for rows in _bucketed(lengths, batch_size, progress):
+            batch = self._batch([prompt_ids[i] for i in rows], [completion_ids[i] for i in rows])
+            if action_masks is not None:
+                batch = self._with_masks(batch, rows, prompt_ids, action_masks)
+            rewards, reference = (x.float().cpu() for x in self.score_with_reference(batch))
+            for k, i in enumerate(rows):
+                columns = slice(len(prompt_ids[i]), lengths[i])
+                out[i] = IdScores(rewards[k, columns], reference[k, columns])
+        return [scores for scores in out if scores is not None]
+
+    def score(
+        self,
+        prompts: Sequence[str | list[dict[str, Any]]],
+        completions: Sequence[str | list[dict[str, Any]] | list[int]],
+        *,
+        add_eos: bool = True,
+        batch_size: int = 16,
+        progress: bool = False,
+    ) -> list[ScoredCompletion]:
+        """Score completions: one float per token with its text span.
+
+        Args:
+            prompts: strings, or lists of chat messages.
+            completions: strings or lists of messages, tokenised as in TRL's SFT (prompt and completion together), or
+                lists of token ids, taken as they are.
+            add_eos: end a text completion with EOS, as in training. Off for answers that were cut.
+            batch_size: rows per forward pass.
+            progress: show a progress bar.
+
+        Raises:
+            UserError: the numbers of prompts and completions differ, or a completion is empty.
+
+        Example:
+            >>> scored = reward.score(["2+2="], ["4"])[0]
+            >>> [(token.text, round(token.reward, 2)) for token in scored.tokens]
+        """
+        if len(prompts) != len(completions):
+            raise UserError(f"{len(prompts)} prompts but {len(completions)} completions; give one for each.")
+        pairs = [encode_pair(self.tokenizer, p, c, add_eos) for p, c in zip(prompts, completions, strict=True)]
+        for i, pair in enumerate(pairs):
+            if not pair.completion_ids:
+                raise UserError(f"Completion {i} is empty: there is no token to score.")
+            if not pair.prompt_ids:
+                raise UserError(f"Prompt {i} has no token; the first token of a row has no state to be chosen in.")
+        scores = self.score_ids(
+            [pair.prompt_ids for pair in pairs],
+            [pair.completion_ids for pair in pairs],
+            batch_size=batch_size,
+            progress=progress,
+        )
+        return [self._scored(pair.completion_ids, s.rewards) for pair, s in zip(pairs, scores, strict=True)]
+
+    def _scored(self, ids: list[int], rewards: Tensor) -> ScoredCompletion:
+        text, spans = token_spans(self.tokenizer, ids)
+        tokens = tuple(
+            TokenScore(token, text[start:end], start, end, reward)
+            for token, (start, end), reward in zip(ids, spans, rewards.tolist(), strict=True)
+        )
+        return ScoredCompletion(text, tokens, ids[-1] in self.eos_token_ids)
+
+    def _batch(self, prompt_ids: list[Sequence[int]], completion_ids: list[Sequence[int]]) -> TokenBatch:
+        pad = self.tokenizer.pad_token_id
+        return TokenBatch.from_ids(
+            prompt_ids,
+            completion_ids,
+            pad_token_id=self.eos_token_ids[0] if pad is None else pad,
+            eos_token_ids=self.eos_token_ids,
+            device=self.device,
+        )
+
+    def _with_masks(
+        self, batch: TokenBatch, rows: list[int], prompt_ids: Any, action_masks: Sequence[Sequence[int]]
+    ) -> TokenBatch:
+        actions = batch.action_mask.clone()
+        for k, i in enumerate(rows):
+            mask = torch.tensor(action_masks[i], dtype=torch.bool, device=actions.device)
+            start = len(prompt_ids[i])
+            actions[k, start : start + len(mask)] &= mask
+        return TokenBatch.build(
+            batch.input_ids, actions, eos_token_ids=self.eos_token_ids, attention_mask=batch.attention_mask
+        )
+
+
+def _bucketed(lengths: list[int], batch_size: int, progress: bool) -> Iterator[list[int]]:
+    """Row indices in batches of like length, longest first (running out of memory shows at once)."""
+    from tqdm.auto import tqdm
+
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    with tqdm(total=len(order), desc="Scoring", unit="answer", disable=not progress) as bar:
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            yield rows
+            bar.update(len(rows))

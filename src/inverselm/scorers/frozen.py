@@ -1,0 +1,124 @@
+"""Frozen language models: whole models, or adapters that share one base in memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..token_mdp import TokenBatch, token_logits
+
+ACTIVE = object()
+"""As an adapter: whatever is active in the model."""
+
+
+@dataclass(frozen=True)
+class FrozenLM:
+    """A causal LM that is only read: in evaluation mode, without gradients, one adapter (or none) of it active.
+
+    Attributes:
+        model: the causal LM, or the PeftModel that holds the adapter.
+        adapter: adapter name; None for the base with adapters off; `ACTIVE` for the model as it stands.
+        name: for messages.
+    """
+
+    model: nn.Module
+    adapter: Any = ACTIVE
+    name: str = "model"
+
+    def logits(self, batch: TokenBatch) -> tuple[Tensor, int]:
+        """Logits (B, S, V) of the columns from the returned first one on (see `token_logits`)."""
+        with torch.no_grad(), _evaluating(self.model), _with_adapter(self.model, self.adapter):
+            outputs, first = token_logits(self.model, batch)
+        return outputs.logits, first
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's parameters are."""
+        return next(self.model.parameters()).device
+
+
+def load_frozen(
+    source: Any, *, name: str, device: Any = None, dtype: Any = "auto", trust_remote_code: bool = False
+) -> FrozenLM:
+    """A FrozenLM from a folder or hub name (full model or adapter), a model, a (model, adapter) pair or a FrozenLM."""
+    if isinstance(source, FrozenLM):
+        return source
+    if isinstance(source, tuple):
+        return FrozenLM(source[0], source[1], name)
+    if isinstance(source, nn.Module):
+        return FrozenLM(source, ACTIVE, name)
+    model = load_model(source, dtype=dtype, trust_remote_code=trust_remote_code)
+    model.requires_grad_(False)
+    return FrozenLM(model if device is None else model.to(device), ACTIVE, name)
+
+
+def load_model(source: Any, *, dtype: Any = "auto", trust_remote_code: bool = False) -> nn.Module:
+    """A causal LM from a folder or hub name; an adapter folder comes on its base. safetensors only.
+
+    Raises:
+        UserError: nothing there that loads.
+    """
+    from transformers import AutoModelForCausalLM
+
+    base = adapter_base(source)
+    kwargs: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code, "use_safetensors": True}
+    try:
+        if base is None:
+            return AutoModelForCausalLM.from_pretrained(str(source), **kwargs)
+        from peft import PeftModel
+
+        return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, **kwargs), str(source))
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"Could not load a model from {source}: {reason}") from error
+
+
+def adapter_base(source: Any) -> str | None:
+    """The base model that an adapter folder names; None if `source` is not a local adapter folder.
+
+    Raises:
+        UserError: the folder's adapter_config.json names no base.
+    """
+    path = Path(str(source)) / "adapter_config.json"
+    if not path.is_file():
+        return None
+    base = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not base:
+        raise UserError(f"{path} names no base model: set base_model_name_or_path to the model it was trained on.")
+    return str(base)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+@contextmanager
+def _with_adapter(model: Any, adapter: Any) -> Iterator[None]:
+    if adapter is ACTIVE:
+        yield
+        return
+    if adapter is None:
+        with model.disable_adapter():
+            yield
+        return
+    previous = model.active_adapter
+    model.set_adapter(adapter)
+    try:
+        yield
+    finally:
+        # puts requires_grad back too: on for the policy's adapter, off for the frozen one
+        model.set_adapter(previous)

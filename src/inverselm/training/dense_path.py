@@ -1,0 +1,340 @@
+"""Dense-Path REINFORCE on TRL's GRPOTrainer: its rollouts and loss, with token-level advantages of a frozen reward."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.utils import logging
+from trl import GRPOConfig, GRPOTrainer
+
+from ..errors import UserError
+from ..objectives import KL_ESTIMATORS, check_kl_in_loss, kl_in_reward, kl_penalty, normalised
+from ..scorers import TokenScorer
+from ..token_mdp import CREDITS, SCALES, VARIANCE_REDUCTIONS, add_to_last_action, advantages, standardise_per_position
+from .checkpoints import last_complete_checkpoint
+from .monitor import RunawayMonitor
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class DensePathConfig(GRPOConfig):
+    """GRPOConfig with the options of Dense-Path REINFORCE (arXiv 2510.02493).
+
+    The paper leaves most of these open; the defaults are our choice. `1 / kl_coef` is how far the optimum extrapolates
+    beyond the SFT model: pi* ~ pi_SFT (pi_SFT / pi_baseline)^(1 / kl_coef). GRPO's sequence-level options that would be
+    a second way to say the same (`beta`, `scale_rewards`) are refused.
+
+    Example: `DensePathConfig("runs/dpr", kl_coef=1.0, num_generations=4)`.
+    """
+
+    kl_coef: float = field(
+        default=1.0,
+        metadata={"help": "Beta, the weight of the KL to the SFT model; 1/kl_coef is how far to go beyond it."},
+    )
+    kl_in: str = field(
+        default="reward",
+        metadata={
+            "help": "Where the KL enters: 'reward' (exact for sequences, with return-to-go credit) or 'loss'.",
+            "choices": ["reward", "loss"],
+        },
+    )
+    kl_estimator: str = field(
+        default="k1",
+        metadata={"help": "KL estimator: k1, k2 or k3; the loss takes k2 or k3 only.", "choices": list(KL_ESTIMATORS)},
+    )
+    credit: str = field(
+        default="return_to_go",
+        metadata={
+            "help": "What an action is credited with: all rewards from it on, or its own.",
+            "choices": [*CREDITS],
+        },
+    )
+    gamma: float = field(default=1.0, metadata={"help": "Discount per action of the return-to-go, in [0, 1]."})
+    variance_reduction: str = field(
+        default="leave_one_out",
+        metadata={
+            "help": "What is subtracted from the returns; leave_one_out is the mean over the prompt's other answers.",
+            "choices": [*VARIANCE_REDUCTIONS],
+        },
+    )
+    advantage_scale: str = field(
+        default="none",
+        metadata={"help": "'std' divides by the standard deviation over the batch's actions.", "choices": [*SCALES]},
+    )
+    standardise_rewards: bool = field(
+        default=False,
+        metadata={"help": "Standardise token rewards at each action index over the batch before credit."},
+    )
+    warn_length_ratio: float = field(
+        default=1.5, metadata={"help": "Warn when the mean answer length changes by more than this factor."}
+    )
+    warn_kl: float = field(default=0.5, metadata={"help": "Warn when the KL to the SFT model exceeds it (nats/token)."})
+    num_generations: int | None = field(
+        default=4, metadata={"help": "Answers sampled per prompt (at least 2). The generation batch must divide by it."}
+    )
+    disable_dropout: bool = field(
+        default=True, metadata={"help": "Switch dropout off, so that sampling and loss see the same policy."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choices = {
+            "kl_in": ("reward", "loss"),
+            "kl_estimator": KL_ESTIMATORS,
+            "credit": CREDITS,
+            "variance_reduction": VARIANCE_REDUCTIONS,
+            "advantage_scale": SCALES,
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise UserError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}.")
+        if not 0.0 <= self.gamma <= 1.0:
+            raise UserError(f"gamma must be in [0, 1], not {self.gamma}.")
+        if self.kl_coef < 0:
+            raise UserError(f"kl_coef must be >= 0, not {self.kl_coef}.")
+        if self.kl_coef and self.kl_in == "loss":
+            try:
+                check_kl_in_loss(self.kl_estimator)
+            except ValueError as error:
+                raise UserError(f"kl_in='loss' with kl_estimator='k1': {error}") from error
+            if self.loss_type != "dapo":
+                raise UserError("kl_in='loss' is normalised like loss_type='dapo'; use that, or kl_in='reward'.")
+        if self.beta:
+            raise UserError("Use kl_coef, not beta: beta would load a second reference beside the SFT model.")
+        if self.temperature != 1.0 and self.kl_coef:
+            raise UserError("The KL is defined at temperature 1; leave temperature at 1.0 or set kl_coef to 0.")
+        if self.importance_sampling_level != "token":
+            raise UserError("Token-level advantages need importance_sampling_level='token'.")
+        self._land_on_rollout_boundaries()
+
+    @property
+    def steps_per_rollout(self) -> int:
+        """Optimiser steps that use one rollout; only a checkpoint at their end resumes exactly."""
+        span = int(self.steps_per_generation or 1) * self.num_iterations
+        return max(1, -(-span // self.gradient_accumulation_steps))
+
+    def _land_on_rollout_boundaries(self) -> None:
+        span = self.steps_per_rollout
+        if span == 1 or str(self.save_strategy).split(".")[-1].lower() != "steps" or self.save_steps < 1:
+            return
+        if self.save_steps % span:
+            rounded = -(-int(self.save_steps) // span) * span
+            logger.warning(f"save_steps {self.save_steps} -> {rounded}: a rollout lasts {span} optimiser steps.")
+            self.save_steps = rounded
+
+
+class DensePathTrainer(GRPOTrainer):
+    """GRPOTrainer whose (B, T) advantages come from token rewards of a frozen scorer (arXiv 2510.02493, DPR).
+
+    maximise E_pi[sum_t r_t] - beta KL(pi || pi_SFT), from pi_SFT, without a critic. Rewards are computed on the sampled
+    ids. TRL's logged `reward` is the accumulated token reward (before the KL), its logged advantage the mean over an
+    answer's tokens. Beside TRL's metrics (length, entropy, `completions/clipped_ratio` = share of truncated answers) it
+    logs `kl` (nats per token to the SFT model), `kl_sequence`, `reward_per_token` and `advantage_abs`.
+
+    Args:
+        model: the policy to train, usually a copy of the SFT model: a name, a model, or a PeftModel whose "default"
+            adapter is the policy while the scorer reads other adapters of the same model.
+        reward: the scorer; its reference log-probabilities are the KL's.
+        args: options.
+        train_dataset: TRL's prompt format; the SFT prompts, or held-out ones.
+        reward_funcs: further rewards of whole answers in TRL's form (unit tests, format checks), paid at the last
+            token with weight `args.reward_weights`.
+        kwargs: of GRPOTrainer.
+
+    Example:
+        >>> reward = TokenReward.from_checkpoints("runs/sft")
+        >>> DensePathTrainer("runs/sft", reward, args=DensePathConfig("runs/dpr"), train_dataset=prompts).train()
+    """
+
+    _tag_names = ["trl", "inverselm", "dense-path-reinforce"]  # noqa: RUF012  (TRL's class attribute)
+    _name = "Dense-Path REINFORCE"
+    _paper = {"title": "Beyond Imitation: Recovering Dense Rewards from Demonstrations", "id": "2510.02493"}  # noqa: RUF012
+
+    def __init__(
+        self,
+        model: Any,
+        reward: TokenScorer,
+        args: DensePathConfig | None = None,
+        train_dataset: Any = None,
+        reward_funcs: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        args = DensePathConfig("dense-path") if args is None else copy.copy(args)
+        if not isinstance(args, DensePathConfig):
+            raise UserError(f"DensePathTrainer needs a DensePathConfig, not {type(args).__name__}.")
+        if not isinstance(reward, TokenScorer):
+            raise UserError("reward must be a scorer, e.g. TokenReward.from_checkpoints('runs/sft').")
+        outside = (
+            [] if reward_funcs is None else list(reward_funcs) if isinstance(reward_funcs, list) else [reward_funcs]
+        )
+        weights = args.reward_weights or [1.0] * len(outside)
+        if len(weights) != len(outside):
+            raise UserError(f"reward_weights has {len(weights)} entries for {len(outside)} reward_funcs.")
+        args.reward_weights = [1.0, *weights]
+        self.scorer = reward
+        self.monitor = RunawayMonitor(args.warn_length_ratio, args.warn_kl)
+
+        def dense_reward(**columns: Any) -> list[float]:
+            return self._score_rollout()
+
+        super().__init__(model, reward_funcs=[dense_reward, *outside], args=args, train_dataset=train_dataset, **kwargs)
+        if self._is_vlm:
+            raise UserError("DensePathTrainer handles text only.")
+
+    # --- rollouts: score the sampled ids, then replace TRL's sequence-level advantages -------------------------------
+
+    def _generate(self, prompts: list[Any]) -> Any:
+        out = super()._generate(prompts)
+        self._rollout = out[:3]  # prompt ids, completion ids, tool mask
+        return out
+
+    def _score_rollout(self) -> list[float]:
+        """Score the rollout's ids; keeps the token rewards and returns their sums, which is what TRL logs."""
+        prompts, completions, masks = self._rollout
+        size = self.args.per_device_train_batch_size
+        with self.accelerator.autocast():  # as the policy: at the start both are the same numbers
+            self._scores = self.scorer.score_ids(prompts, completions, masks, batch_size=size)
+        return [float(scores.rewards.sum()) for scores in self._scores]
+
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
+        self._rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        return self._rewards_per_func
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        output = super()._generate_and_score_completions(inputs)
+        mask = output["completion_mask"].bool()
+        if "tool_mask" in output:
+            mask = mask & output["tool_mask"].bool()
+        width = mask.size(1)
+        rewards = _padded([s.rewards for s in self._scores], width, mask.device)
+        reference = _padded([s.ref_log_prob for s in self._scores], width, mask.device)
+        log_prob = self._rollout_log_prob(output)
+        output["advantages"] = self._advantages(rewards, log_prob, reference, mask)
+        if self.args.kl_in == "loss" and self.args.kl_coef:
+            output["ref_per_token_logps"] = reference
+        self._record(rewards, log_prob, reference, mask, output["advantages"])
+        return output
+
+    def _rollout_log_prob(self, output: dict[str, Any]) -> Tensor:
+        """(n, C) log pi of the rollout under the policy that made it."""
+        if "old_per_token_logps" in output:
+            return output["old_per_token_logps"].float()
+        ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
+        attention = torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1)
+        with torch.no_grad():
+            log_prob, _, _ = self._get_per_token_logps_and_entropies(
+                self.model,
+                ids,
+                attention,
+                output["completion_ids"].size(1),
+                batch_size=self.args.per_device_train_batch_size,
+            )
+        return log_prob.float()
+
+    def _advantages(self, rewards: Tensor, log_prob: Tensor, reference: Tensor, mask: Tensor) -> Tensor:
+        """(n, C) of this process, computed over the rollouts of all processes: a prompt's group may be spread."""
+        args = self.args
+        rewards, log_prob, reference, mask, sizes = self._gathered(rewards, log_prob, reference, mask)
+        if args.standardise_rewards:
+            rewards = standardise_per_position(rewards, mask)
+        outside = self._rewards_per_func[:, 1:].nan_to_num(nan=0.0)
+        weights = self.reward_weights[1:].to(outside)
+        rewards = add_to_last_action(rewards, (outside * weights).sum(dim=1), mask)
+        if args.kl_in == "reward" and args.kl_coef:
+            rewards = kl_in_reward(rewards, log_prob, reference, args.kl_coef, args.kl_estimator)
+        result = advantages(
+            rewards,
+            mask,
+            credit=args.credit,
+            gamma=args.gamma,
+            variance_reduction=args.variance_reduction,
+            scale=args.advantage_scale,
+            group_size=self.num_generations if self.model.training else self.num_generations_eval,
+        )
+        rows = result.size(0) // self.accelerator.num_processes
+        mine = slice(self.accelerator.process_index * rows, (self.accelerator.process_index + 1) * rows)
+        self._log_true_advantages(result, mask)
+        return result[mine, : sizes[1]]
+
+    def _gathered(self, *tensors: Tensor) -> tuple[Any, ...]:
+        """Each (n, C) tensor over all processes, padded on the right to one width; and the local (n, C)."""
+        padded = [self.accelerator.pad_across_processes(t.contiguous(), dim=1) for t in tensors]
+        return (*(self.accelerator.gather(t) for t in padded), tuple(tensors[0].shape))
+
+    def _log_true_advantages(self, result: Tensor, mask: Tensor) -> None:
+        """TRL has logged its own sequence-level advantages: put the mean of each answer's token advantages there."""
+        logged = self._logs["advantages"]
+        for _ in range(min(result.size(0), len(logged))):
+            logged.pop()
+        logged.extend((result.sum(dim=1) / mask.sum(dim=1).clamp(min=1)).tolist())
+
+    def _record(self, rewards: Tensor, log_prob: Tensor, reference: Tensor, mask: Tensor, advantage: Tensor) -> None:
+        mode = "train" if self.model.training else "eval"
+        k1 = torch.where(mask, kl_penalty(log_prob, reference, "k1"), 0.0).sum()
+        local = torch.stack([mask.sum().float(), k1, rewards.sum(), advantage.abs().sum()])
+        rows = torch.tensor(float(mask.size(0)), device=mask.device)
+        total = self.accelerator.reduce(torch.cat([local, rows[None]]), reduction="sum").tolist()
+        count, answers = max(total[0], 1.0), max(total[4], 1.0)
+        metrics = self._metrics[mode]
+        metrics["kl"].append(total[1] / count)
+        metrics["kl_sequence"].append(total[1] / answers)
+        metrics["reward_per_token"].append(total[2] / count)
+        metrics["advantage_abs"].append(total[3] / count)
+        if mode == "train" and self.accelerator.is_main_process:
+            truncated = metrics["completions/clipped_ratio"][-1]
+            for text in self.monitor.update(total[0] / answers, truncated, total[1] / count):
+                logger.warning(f"Step {self.state.global_step}: {text}")
+
+    # --- loss: TRL's, plus the KL where it is asked for there ---------------------------------------------------------
+
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+        out = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        self._last_log_prob = out[0]
+        return out
+
+    def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        loss = super()._compute_loss(model, inputs)
+        if self.args.kl_in == "reward" or not self.args.kl_coef:
+            return loss
+        mask = inputs["completion_mask"].bool()
+        if "tool_mask" in inputs:
+            mask = mask & inputs["tool_mask"].bool()
+        count = inputs["num_items_in_batch"] / self.accelerator.num_processes
+        if self.model.training:
+            count = count * self.current_gradient_accumulation_steps / self.args.steps_per_generation
+        penalty = kl_penalty(self._last_log_prob, inputs["ref_per_token_logps"], self.args.kl_estimator)
+        return loss + self.args.kl_coef * normalised(penalty, mask, count)
+
+    # --- resuming -----------------------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """As Trainer.train; `resume_from_checkpoint=True` takes the newest complete checkpoint at a rollout's end.
+
+        Raises:
+            UserError: the named checkpoint lies inside a rollout, whose remaining samples are lost.
+        """
+        span = self.args.steps_per_rollout
+        if resume_from_checkpoint is True:
+            found = last_complete_checkpoint(self.args.output_dir, multiple_of=span)
+            resume_from_checkpoint = None if found is None else str(found)
+        elif isinstance(resume_from_checkpoint, str) and span > 1:
+            step = resume_from_checkpoint.rstrip("/").rsplit("-", 1)[-1]
+            if step.isdigit() and int(step) % span:
+                raise UserError(
+                    f"{resume_from_checkpoint} lies inside a rollout of {span} optimiser steps, whose samples are not "
+                    f"saved. Resume from a checkpoint whose step divides by {span}, or pass True to have it found."
+                )
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+
+def _padded(rows: list[Tensor], width: int, device: torch.device) -> Tensor:
+    """Rows of different lengths as one (n, width) tensor, zeros on the right."""
+    out = torch.zeros(len(rows), width, device=device)
+    for i, row in enumerate(rows):
+        out[i, : len(row)] = row.to(device)
+    return out

@@ -1,0 +1,1 @@
+"""Plain helpers of the tests: tiny models and naive references."""
