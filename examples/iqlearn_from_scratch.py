@@ -65,7 +65,7 @@ def right_pad(rows: list[tuple[list[int], list[int]]], max_length: int = WIDTH) 
 
 # ---- model -----------------------------------------------------------------------------------------------------------
 class Block(nn.Module):
-    """Causal attention, then an MLP. Causal means that right padding is never looked at: no attention mask is needed."""
+    """Causal attention, then an MLP. Causal: right padding comes later and is never looked at, so no attention mask."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -104,13 +104,14 @@ def iqlearn_loss(
     v = logits.logsumexp(dim=-1)
     q = logits[:, :-1].gather(-1, action.unsqueeze(-1)).squeeze(-1)  # Q(s_t, a_t)
     value, next_value = v[:, :-1], v[:, 1:]  # V(s_t), V(s_{t+1})
-    # Terminated: after EOS comes nothing, V = 0. Truncated (no EOS): V stays what the model says of going on.
+    # Terminated: after EOS, which only ends answers, comes nothing: V = 0. Truncated (no EOS): V is bootstrapped, it
+    # stays what the model says of going on.
     next_value = torch.where(action == eos_id, 0.0, next_value)
     nll = value - q  # -log pi = V - Q
     delta = q - gamma * next_value  # gradients flow through Q and V(next): there is no target network
 
     def mean(x: Tensor, over: Tensor = mask) -> Tensor:
-        """`where`, not a product: what stands at padding, even nan, is not read. Divided once, by the actions of all."""
+        """Sum over actions / number of actions: prompts and padding are in neither."""
         return torch.where(over, x, 0.0).sum() / over.sum().clamp(min=1)
 
     loss = mean(nll + td_coef * delta.square())
@@ -144,8 +145,9 @@ def sample(model: nn.Module, prompts: list[list[int]], temperature: float, gener
     end, running = torch.tensor([len(p) for p in prompts]), torch.arange(len(prompts))
     for _ in range(LONGEST + 1):
         logits = model(tokens[running])[torch.arange(len(running)), end[running] - 1]
-        drawn = torch.multinomial((logits / max(temperature, 1e-3)).softmax(-1), 1, generator=generator).squeeze(-1)
-        action = drawn if temperature > 0 else logits.argmax(-1)
+        action = logits.argmax(-1)
+        if temperature > 0:
+            action = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator).squeeze(-1)
         tokens[running, end[running]] = action
         end[running] += 1
         running = running[action != EOS]

@@ -149,11 +149,19 @@ def test_values_survive_missing_keys_nulls_and_exact_numbers(tmp_path):
 def test_large_files_use_the_cache_and_notice_edits(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "IN_MEMORY_BYTES", 0)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    path = jsonl(tmp_path / "a.jsonl", GOOD)
+    (tmp_path / "rows").mkdir()
+    path = jsonl(tmp_path / "rows" / "a.jsonl", GOOD)
     rows = load_rows(path)
     assert plain(rows) == GOOD
     assert rows.cache_files
-    assert plain(load_rows(jsonl(tmp_path / "a.jsonl", GOOD[1:]))) == GOOD[1:]
+    jsonl(tmp_path / "rows" / "b.jsonl", GOOD)
+    rows = load_rows(str(tmp_path / "rows"))  # as many files as columns
+    assert plain(rows) == GOOD + GOOD
+    assert rows[LINE_COLUMN][3].endswith("b.jsonl: line 2")
+    assert plain(load_rows(jsonl(tmp_path / "rows" / "a.jsonl", GOOD[1:]))) == GOOD[1:]
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "file" / "below")
+    fails(lambda: load_rows(path), "cannot be cached", "HF_DATASETS_CACHE")
 
 
 def test_folders_choose_the_split_and_refuse_mixtures(tmp_path):

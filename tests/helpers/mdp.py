@@ -95,6 +95,16 @@ def random_documents(seed: int, count: int, vocab_size: int = 7, max_length: int
     return documents
 
 
+def example_documents(seed: int = 0, vocab_size: int = 5) -> list[Document]:
+    """Two turns that end in EOS, and one answer that was cut off: small enough for finite differences."""
+    rng = random.Random(seed)
+    draw = lambda n: [[rng.gauss(0, 1) for _ in range(vocab_size)] for _ in range(n)]
+    return [
+        Document([3, 4, EOS, 3, 1, EOS], [False, True, True, False, True, True], draw(6)),
+        Document([3, 1, 4], [False, True, True], draw(3)),
+    ]
+
+
 def lay_out(
     documents: Sequence[Document],
     how: str = "right",
@@ -135,7 +145,9 @@ def lay_out(
     return batch, logits, places
 
 
-def place(values: Sequence[Sequence[float]], documents: Sequence[Document], batch: TokenBatch, places: list) -> torch.Tensor:
+def place(
+    values: Sequence[Sequence[float]], documents: Sequence[Document], batch: TokenBatch, places: list
+) -> torch.Tensor:
     """Numbers per action of each document -> a (B, T) tensor, 0 elsewhere."""
     result = torch.zeros(batch.input_ids.shape, dtype=torch.float64)
     for numbers, document, (row, start) in zip(values, documents, places, strict=True):

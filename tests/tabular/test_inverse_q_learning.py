@@ -5,7 +5,7 @@ import torch
 
 from inverselm.objectives import iqlearn, mle
 from inverselm.tabular import log_policy, sequence_log_probs
-from inverselm.token_mdp import bellman_residual, sequence_sum, stats_from_logits
+from inverselm.token_mdp import bellman_residual, sequence_sum
 from inverselm.token_mdp.batch import first_actions
 from inverselm.token_mdp.credit import returns_to_go
 
@@ -76,7 +76,7 @@ def test_linear_iq_learn_from_logged_metrics(tree, table, read):
 def test_gamma_below_one_weights_the_likelihood(tree, table, read, gamma):
     """J is then the *discounted* likelihood: no longer the SFT objective."""
     batch, stats = read(tree, table(tree, 5), sample(tree, 5))
-    weights = gamma ** (batch.action_mask.long().cumsum(1) - 1).clamp(min=0)
+    weights = gamma ** (batch.action_mask.double().cumsum(1) - 1).clamp(min=0)
     wanted = sequence_sum(weights * stats.log_prob, batch.action_mask).mean()
     torch.testing.assert_close(linear_iq_learn(stats, gamma), wanted, **EXACT)
     plain = sequence_sum(stats.log_prob, batch.action_mask).mean()
@@ -133,38 +133,3 @@ def test_zero_td_error_means_calibrated_values(tree, table, read, gamma):
     assert metrics["value_gap"].abs() < 1e-12
     shifted = iqlearn(read(tree, q + 2.0, sample(tree, 12))[1], td_coef=1.0, gamma=gamma).metrics
     assert shifted["value_gap"] > 0.5
-
-
-def minimise(tree, q, loss_of, rows, steps=60):
-    """Full-batch L-BFGS on a table."""
-    q = q.clone().requires_grad_()
-    batch = tree.batch(rows)
-    optimizer = torch.optim.LBFGS([q], max_iter=20, tolerance_grad=1e-12, line_search_fn="strong_wolfe")
-
-    def closure():
-        optimizer.zero_grad()
-        loss = loss_of(stats_from_logits(tree.logits_for(batch, q), batch)).value
-        loss.backward()
-        return loss
-
-    for _ in range(steps):
-        optimizer.step(closure)
-    return stats_from_logits(tree.logits_for(batch, q.detach()), batch), q.detach()
-
-
-def test_iqlearn_reaches_the_maximum_likelihood_and_calibrates_the_value(small, table):
-    """On demonstrations with full support and a small lambda, from logits whose offsets are off by 5 nats and more."""
-    rows = [y for y in small.sequences for _ in range(1 + (7 * sum(y) + len(y)) % 5)]
-    counts = _counts(small, rows)
-    best = float(-(counts * (counts / counts.sum(1, keepdim=True)).clamp(min=1e-300).log()).sum() / counts.sum())
-    start = table(small, 13) + 5.0 + 2.0 * table(small, 14)[:, :1]
-    batch = small.batch(rows)
-    before = iqlearn(stats_from_logits(small.logits_for(batch, start), batch), td_coef=0.0).metrics
-    by_mle = iqlearn(minimise(small, start, mle, rows)[0], td_coef=0.0).metrics
-    by_iqlearn = iqlearn(minimise(small, start, lambda s: iqlearn(s, td_coef=1e-3), rows)[0], td_coef=0.0).metrics
-    print(best, before, by_mle, by_iqlearn)
-
-
-def _counts(tree, rows):
-    index = [tree.sequences.index(y) for y in rows]
-    return tree.visits[index].sum(0)

@@ -6,7 +6,8 @@ The checks that the subcommands share are re-exported here: `check_demonstration
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -177,7 +178,7 @@ def _parquet(file: Path, *, in_memory: bool) -> "Dataset":
 
 
 def _records(source: Path, files: list[Path], *, in_memory: bool) -> "Dataset":
-    from datasets import Dataset, Value
+    from datasets import Value
 
     schema = Schema()
     for file in files:
@@ -190,23 +191,40 @@ def _records(source: Path, files: list[Path], *, in_memory: bool) -> "Dataset":
         raise UserError(f"{source}: the column name '{LINE_COLUMN}' is reserved; rename the column")
     features = schema.features()
     features[LINE_COLUMN] = Value("string")
-    if in_memory:
-        return Dataset.from_list(list(_filled(files, schema.columns)), features=features)
-    return _cached(source, files, schema.columns, features)
+    build = _in_memory if in_memory else _cached
+    return build(source, files, schema.columns, features)
+
+
+def _in_memory(source: Path, files: list[Path], columns: list[str], features: "Features") -> "Dataset":
+    import pyarrow as pa
+    from datasets import Dataset
+    from datasets.table import InMemoryTable
+
+    rows = _filled(files, columns)
+    schema = features.arrow_schema
+    chunks = []
+    while chunk := list(islice(rows, 10_000)):
+        chunks.append(pa.Table.from_pylist(chunk, schema=schema))
+    return Dataset(InMemoryTable(pa.concat_tables(chunks)))
 
 
 def _cached(source: Path, files: list[Path], columns: list[str], features: "Features") -> "Dataset":
     from datasets import Dataset
+    from datasets.exceptions import DatasetGenerationError
 
-    stamp = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    arguments = {"files": files, "columns": columns, "stamp": stamp}
+    stamp = tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    # tuples: `from_generator` would take lists for shards and split them
+    arguments = {"files": tuple(files), "columns": tuple(columns), "stamp": stamp}
     try:
         return Dataset.from_generator(_filled, features=features, gen_kwargs=arguments)
-    except OSError as error:
-        raise UserError(f"{source}: cannot be cached ({_one_line(error)}); set HF_DATASETS_CACHE") from error
+    except (OSError, DatasetGenerationError) as error:
+        reason = _one_line(error.__cause__ or error)
+        raise UserError(
+            f"{source}: cannot be cached ({reason}); set HF_DATASETS_CACHE to a folder with room"
+        ) from error
 
 
-def _filled(files: list[Path], columns: list[str], stamp: Any = None) -> Iterator[dict[str, Any]]:
+def _filled(files: Sequence[Path], columns: Sequence[str], stamp: Any = None) -> Iterator[dict[str, Any]]:
     """Records with every column present; `stamp` only makes the cache notice an edited file."""
     for file in files:
         for where, record in read_records(file):

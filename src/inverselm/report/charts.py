@@ -179,7 +179,7 @@ def _plot(axes: Any, points: Sequence[Point], series: Look, faint: bool = False)
 
 def _plot_intervals(axes: Any, rows: Sequence[Sequence[float]], series: Look) -> None:
     xs, ys = [row[0] for row in rows], [row[1] for row in rows]
-    axes.plot(xs, ys, color=series.color, linestyle=series.dash, linewidth=1.1, alpha=0.55)
+    axes.plot(xs, ys, color=series.color, linestyle=series.dash, linewidth=1.2, alpha=0.75)
     bars = [row for row in rows if math.isfinite(row[2]) and math.isfinite(row[3])]
     if bars:
         axes.vlines([b[0] for b in bars], [b[2] for b in bars], [b[3] for b in bars], color=series.color, linewidth=1.8)

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 WIDTH, HEIGHT = 400, 262  # points
-_LABEL_SIZE, _LABEL_CHARS = 10.0, 16
+_LABEL_SIZE, _LABEL_CHARS = 10.5, 15
+_LEFT = 0.012  # where titles begin, as a part of the width
 _XML_INVALID = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
@@ -92,26 +94,33 @@ def new_axes(*, xlabel: str, ylabel: str, title: str) -> tuple[Any, Any]:
     axes.spines["bottom"].set_alpha(0.45)
     axes.grid(axis="y", color=INK, alpha=0.13, linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.tick_params(length=0, labelsize=9.5, pad=5)
+    axes.tick_params(length=0, labelsize=10, pad=5)
     axes.tick_params(axis="x", length=3, width=0.8)
+    axes.locator_params(axis="x", nbins=6)
+    axes.locator_params(axis="y", nbins=8)
     axes.set_xlabel(_plain(xlabel), fontsize=_LABEL_SIZE)
     axes.set_title(_plain(ylabel), loc="left", fontsize=_LABEL_SIZE, pad=8)
     if title:
-        figure.suptitle(_wrapped(title, 52), x=0.012, ha="left", fontsize=11.5, fontweight="bold")
+        figure.suptitle(_wrapped(title, 48), x=_LEFT, ha="left", fontsize=12, fontweight="bold")
     return figure, axes
 
 
 def label_ends(figure: Any, axes: Any, ends: Mapping[str, tuple[float, Look]]) -> None:
-    """Name every series at the right edge beside its last value; labels that would collide move apart."""
-    if not ends:
-        return
+    """Lay the chart out and name every series beside its last value; labels that would collide move apart."""
     names = sorted(ends, key=lambda name: ends[name][0])
     texts = [_end_label(axes, name, ends[name][0]) for name in names]
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     box = axes.get_window_extent()
+    axes.set_title(
+        axes.get_title("left"),
+        loc="left",
+        fontsize=_LABEL_SIZE,
+        pad=8,
+        x=(_LEFT * figure.bbox.width - box.x0) / box.width,
+    )
     wanted = [axes.transData.transform((0, ends[name][0]))[1] for name in names]
-    heights = [text.get_window_extent().height * 1.15 for text in texts]
+    heights = [text.get_window_extent().height * 1.2 for text in texts]
     for name, text, y in zip(names, texts, spread(wanted, heights, box.y0, box.y1), strict=True):
         place = (y - box.y0) / box.height
         text.xy, text.xycoords = (1, place), "axes fraction"
@@ -225,6 +234,4 @@ def _plain(text: str) -> str:
 
 
 def _wrapped(text: str, width: int) -> str:
-    import textwrap
-
     return "\n".join(textwrap.wrap(_plain(text), width, max_lines=3, placeholder="…")) or " "

@@ -218,10 +218,8 @@ def _legend(tokens: Sequence[ScoredToken], scale: float, marked: bool) -> str:
     limit = format_reward(scale).lstrip("+")
     count = f"{len(tokens):,} token{'' if len(tokens) == 1 else 's'}"
     bar = f"colour scale from minus {limit} (orange) over zero to plus {limit} (blue)"
-    facts = [
-        f'<span class="irl-scale">−{limit} <span class="irl-bar" role="img" aria-label="{bar}"></span> +{limit}</span>',
-        f"<span>{count}</span>",
-    ]
+    bar = f'<span class="irl-bar" role="img" aria-label="{bar}"></span>'
+    facts = [f'<span class="irl-scale">reward −{limit} {bar} +{limit}</span>', f"<span>{count}</span>"]
     if finite:
         total = sum(finite)
         facts.append(f"<span>sum {format_reward(total)}</span><span>mean {format_reward(total / len(finite))}</span>")

@@ -135,7 +135,8 @@ def table_fragment(
     """A table that scrolls within itself when it is too wide.
 
     `align` has one of l, c, r per column, as in "lrr" (default: columns of numbers to the right). `highlight` names
-    cells to stress as (row, column), counted from 0. Floats are shown with four digits, None as a dash, NaN as "n/a".
+    cells to stress as (row, column), counted from 0. Floats are shown with four digits or as whole
+    thousands, None as a dash, NaN as "n/a".
 
     >>> "<td" in table_fragment(["method", "accuracy"], [["SFT", 55.1]])
     True
@@ -201,7 +202,8 @@ def _cell(value: Cell) -> str:
     if value is None:
         return "–"
     if isinstance(value, float):
-        return ("n/a" if math.isnan(value) else f"{value:.4g}").replace("-", "−")
+        wide = 1e3 <= abs(value) < 1e9
+        return ("n/a" if math.isnan(value) else f"{value:,.0f}" if wide else f"{value:.4g}").replace("-", "−")
     return str(value)
 
 

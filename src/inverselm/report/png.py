@@ -1,6 +1,7 @@
 """The token heatmap as a PNG, for READMEs and papers."""
 
 import io
+import textwrap
 import unicodedata
 import warnings
 from collections.abc import Iterable, Sequence
@@ -56,7 +57,8 @@ def heatmap_png(
     start, end = check_marked(marked, len(tokens))
     columns = int((width - 2 * _MARGIN) / (_SIZE * _ADVANCE))
     lines = wrap_tokens([token.text for token in tokens], columns)
-    top = _MARGIN + (34 if title else 0)
+    titles = textwrap.wrap(visible_text(title), int((width - 2 * _MARGIN) / 11))
+    top = _MARGIN + (len(titles) * 24 + 10 if titles else 0)
     height = top + len(lines) * _LINE + 62
     if max(width, height) * pixel_ratio > MAX_PIXELS:
         raise UserError(
@@ -65,9 +67,8 @@ def heatmap_png(
     with style(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure, axes = _canvas(width, height, pixel_ratio)
-        if title:
-            shown = visible_text(title).replace("\n", " ")
-            _text(axes, _MARGIN, _MARGIN + 4, shown, size=17, family="DejaVu Sans", weight="bold")
+        for number, text in enumerate(titles):
+            _text(axes, _MARGIN, _MARGIN + 4 + 24 * number, text, size=17, family="DejaVu Sans", weight="bold")
         for number, line in enumerate(lines):
             for run in line:
                 underlined = start <= run.token < end
@@ -144,8 +145,8 @@ def _canvas(width: float, height: float, ratio: float) -> tuple[Any, Any]:
 
 def _text(
     axes: Any, x: float, y: float, text: str, *, size: float = _SIZE, color: str = LIGHT.text, **more: Any
-) -> None:
-    axes.text(x, y, text, fontsize=size * 0.72, color=color, va="center_baseline", **more)
+) -> Any:
+    return axes.text(x, y, text, fontsize=size * 0.72, color=color, va="center_baseline", **more)
 
 
 def _draw(axes: Any, run: Run, y: float, level: int | None, underlined: bool) -> None:
@@ -174,13 +175,13 @@ def _fonts() -> list[str]:
 def _legend(axes: Any, y: float, scale: float, count: int, marked: bool) -> None:
     limit = format_reward(scale).lstrip("+")
     axes.plot([_MARGIN, axes.get_xlim()[1] - _MARGIN], [y - 7] * 2, color=LIGHT.border, linewidth=0.8)
-    ends = (_MARGIN + 9 * len(limit) + 16, 150)
     note = {"size": 13, "color": LIGHT.muted, "family": "DejaVu Sans"}
-    _text(axes, ends[0] - 8, y + 15, f"−{limit}", ha="right", **note)
+    low = _text(axes, _MARGIN, y + 15, f"reward  −{limit}", **note).get_window_extent()
+    left = axes.transData.inverted().transform((low.x1, 0))[0] + 8
     colors = [[_channels(ramp_color(level)) for level in range(-LEVELS, LEVELS + 1)]]
-    axes.imshow(colors, extent=(ends[0], ends[0] + ends[1], y + 21, y + 9), aspect="auto", interpolation="bilinear")
-    rest = f"+{limit}   reward per token · {count:,} tokens" + (" · underlined: marked span" if marked else "")
-    _text(axes, ends[0] + ends[1] + 8, y + 15, rest, **note)
+    axes.imshow(colors, extent=(left, left + 150, y + 21, y + 9), aspect="auto", interpolation="bilinear")
+    rest = f"+{limit}   ·   {count:,} tokens" + ("   ·   underlined: marked span" if marked else "")
+    _text(axes, left + 158, y + 15, rest, **note)
 
 
 def _channels(color: str) -> tuple[float, ...]:
