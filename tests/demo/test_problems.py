@@ -3,6 +3,7 @@ import re
 import pytest
 
 from inverselm.demo.problems import make_problems, plant_error, train_test_problems
+from inverselm.demo.templates import Step, Template
 from inverselm.errors import UserError
 from inverselm.evaluation.gsm8k import evaluate_expression, extract_answer
 
@@ -75,6 +76,17 @@ def test_error_rate_is_the_exact_share_of_wrong_demonstrations_with_one_slip_car
         assert extract_answer(problem["completion"]) == str(steps[-1][1]) != problem["answer"]
     slipped_early = [p for p in wrong if evaluate_expression(results_of(p["completion"])[-1][0]) == _final(p)]
     assert slipped_early, "some slips are in earlier steps and carried to the end"
+
+
+def test_a_slip_that_later_steps_would_hide_is_not_used(monkeypatch):
+    steps = (Step("{e}", "a", "+", "b"), Step("{e}", "a", "*", "b"))
+    template = Template("{name} {a} {b}?", {"a": (1, 20), "b": (1, 20)}, steps)
+    monkeypatch.setattr("inverselm.demo.problems.TEMPLATES", (template,))
+    for problem in make_problems(100, seed=0, error_rate=1.0):
+        assert not problem["right"]
+        left, right = re.findall(r"\d+", problem["prompt"])
+        assert 2 <= int(left) <= 9, "the table also holds where a template allows more"
+        assert 2 <= int(right) <= 9
 
 
 def _final(problem):

@@ -195,8 +195,8 @@ def test_calculator_completes_a_result_that_the_equals_token_has_begun():
 
 def test_calculator_ignores_the_prompt_and_finished_rows():
     tokenizer = bpe_tokenizer()
-    (written,) = write(tokenizer, ["a"], 5, prompt="<<3*4=")
-    assert written == "aaaaaa"
+    (written,) = write(tokenizer, ["="], 5, prompt="<<3*4")
+    assert written == "=aaaaa"
     ids = tokenizer.encode("<<3*4=", add_special_tokens=False)
     prompt_length = 2
     sequence = torch.tensor([[5, 5, *ids, tokenizer.eos_token_id], [5, 5, *ids, tokenizer.pad_token_id]])

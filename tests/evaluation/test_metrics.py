@@ -145,6 +145,7 @@ def test_paired_bootstrap_uses_the_pairs():
     mean, low, high = paired_bootstrap(a, b)
     assert mean == pytest.approx(np.mean(a - b))
     assert 0.8 < low < mean < high < 1.2, "an unpaired interval would be ten times as wide"
+    assert paired_bootstrap(a, b, n=50, seed=7, level=0.5)[1:] == bootstrap_ci(a - b, n=50, seed=7, level=0.5)
     assert paired_bootstrap(b, a)[0] == pytest.approx(-mean)
 
 

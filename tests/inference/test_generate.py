@@ -3,72 +3,11 @@ import random
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    GenerationConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    LogitsProcessor,
-    PreTrainedTokenizerFast,
-    T5Config,
-    T5ForConditionalGeneration,
-)
+from transformers import GenerationConfig, LogitsProcessor, T5Config, T5ForConditionalGeneration
 
 from inverselm.errors import UserError
 from inverselm.evaluation.gsm8k import CalculatorLogitsProcessor
-from inverselm.inference.generate import Completion, generate
-
-PROMPTS = ["one two", "a much longer prompt with many words in it", "x", "three words here", "two two"]
-CHAT_TEMPLATE = (
-    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[bot]{% endif %}"
-)
-
-
-def make_tokenizer():
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=["<eos>", "<pad>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([*PROMPTS, "3*4=<<3*4=12>>12"], trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>")
-
-
-def make_model(vocab_size, seed=0):
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=vocab_size,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        initializer_range=0.3,  # distinct logits, so that greedy choices are no accident
-        bos_token_id=None,
-        eos_token_id=0,
-        pad_token_id=1,
-    )
-    return LlamaForCausalLM(config)
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return make_tokenizer()
-
-
-@pytest.fixture
-def model(tokenizer):
-    return make_model(len(tokenizer))
-
-
-def run(model, tokenizer, prompts=PROMPTS, **options):
-    settings = {"max_new_tokens": 12, "progress": False} | options
-    return generate(model, tokenizer, prompts, **settings)
+from inverselm.inference.generate import Completion
 
 
 def reference_greedy(model, tokenizer, prompt, steps, eos=(0,)):
@@ -83,8 +22,8 @@ def reference_greedy(model, tokenizer, prompt, steps, eos=(0,)):
     return tuple(ids[start:])
 
 
-def test_greedy_equals_a_plain_loop_for_every_prompt_and_batch_size(model, tokenizer):
-    expected = [reference_greedy(model.eval(), tokenizer, p, 12) for p in PROMPTS]
+def test_greedy_equals_a_plain_loop_for_every_prompt_and_batch_size(model, tokenizer, run, prompts):
+    expected = [reference_greedy(model.eval(), tokenizer, p, 12) for p in prompts]
     assert len(set(expected)) > 2
     for batch_size in (1, 2, 5):
         results = run(model, tokenizer, temperature=0, batch_size=batch_size)
@@ -92,14 +31,14 @@ def test_greedy_equals_a_plain_loop_for_every_prompt_and_batch_size(model, token
         assert [row[0].text for row in results] == [tokenizer.decode(e, skip_special_tokens=True) for e in expected]
 
 
-def test_greedy_does_not_depend_on_the_order_or_company_of_prompts(model, tokenizer):
-    results = dict(zip(PROMPTS, run(model, tokenizer, temperature=0, batch_size=2), strict=True))
-    shuffled = random.Random(0).sample(PROMPTS, len(PROMPTS))
+def test_greedy_does_not_depend_on_the_order_or_company_of_prompts(model, tokenizer, run, prompts):
+    results = dict(zip(prompts, run(model, tokenizer, temperature=0, batch_size=2), strict=True))
+    shuffled = random.Random(0).sample(prompts, len(prompts))
     assert run(model, tokenizer, shuffled, temperature=0, batch_size=3) == [results[p] for p in shuffled]
     assert run(model, tokenizer, ["x"], temperature=0) == [results["x"]]
 
 
-def test_completions_end_at_the_first_eos_of_tokenizer_or_checkpoint(model, tokenizer):
+def test_completions_end_at_the_first_eos_of_tokenizer_or_checkpoint(model, tokenizer, run, prompts):
     free = [row[0].token_ids for row in run(model, tokenizer, temperature=0)]
     stop = free[0][3]
     for setting in (stop, [stop, 17]):
@@ -111,21 +50,21 @@ def test_completions_end_at_the_first_eos_of_tokenizer_or_checkpoint(model, toke
                 assert row[0].token_ids == ids[:cut]
                 assert row[0].finished
     model.generation_config = GenerationConfig()
-    expected = reference_greedy(model, tokenizer, PROMPTS[0], 12, eos=(stop,))
+    expected = reference_greedy(model, tokenizer, prompts[0], 12, eos=(stop,))
     other = copy.deepcopy(tokenizer)
     other.eos_token = other.convert_ids_to_tokens(stop)
     other.pad_token = None
     assert run(model, other, temperature=0)[0] == [Completion(other.decode(expected[:-1]), expected, True)]
 
 
-def test_the_length_limit_is_not_an_end(model, tokenizer):
+def test_the_length_limit_is_not_an_end(model, tokenizer, run):
     for row in run(model, tokenizer, temperature=0, max_new_tokens=3):
         assert row[0].finished == (row[0].token_ids[-1] == 0)
         assert row[0].finished or len(row[0].token_ids) == 3
     assert any(not row[0].finished for row in run(model, tokenizer, temperature=0, max_new_tokens=3))
 
 
-def test_sampling_repeats_with_its_seed_and_leaves_the_global_state_alone(model, tokenizer):
+def test_sampling_repeats_with_its_seed_and_leaves_the_global_state_alone(model, tokenizer, run, prompts):
     torch.manual_seed(5)
     state = torch.get_rng_state()
     first = run(model, tokenizer, num_return=3, batch_size=2, seed=1)
@@ -133,14 +72,14 @@ def test_sampling_repeats_with_its_seed_and_leaves_the_global_state_alone(model,
     torch.manual_seed(6)
     assert run(model, tokenizer, num_return=3, batch_size=2, seed=1) == first
     assert run(model, tokenizer, num_return=3, batch_size=2, seed=2) != first
-    assert [len(row) for row in first] == [3] * len(PROMPTS)
+    assert [len(row) for row in first] == [3] * len(prompts)
     assert len({c.token_ids for row in first for c in row}) == 15
     repeated = run(model, tokenizer, ["x", "x"], batch_size=1, seed=1)
     assert repeated[0] != repeated[1], "each batch has its own seed"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_sampling_on_cuda_repeats_and_leaves_its_random_state_alone(model, tokenizer):
+def test_sampling_on_cuda_repeats_and_leaves_its_random_state_alone(model, tokenizer, run):
     model.cuda()
     torch.cuda.manual_seed(5)
     state = torch.cuda.get_rng_state()
@@ -151,7 +90,7 @@ def test_sampling_on_cuda_repeats_and_leaves_its_random_state_alone(model, token
     assert run(model, tokenizer, num_return=3, seed=2) != first
 
 
-def test_samples_follow_the_model_distribution(model, tokenizer):
+def test_samples_follow_the_model_distribution(model, tokenizer, run):
     model.generation_config = GenerationConfig(
         top_k=1, do_sample=True, repetition_penalty=9.0, min_new_tokens=5, suppress_tokens=[5], temperature=0.01
     )
@@ -170,46 +109,6 @@ def test_samples_follow_the_model_distribution(model, tokenizer):
     } == allowed
 
 
-def test_checkpoint_settings_do_not_leak_into_greedy_search_and_are_put_back(model, tokenizer):
-    plain = run(model, tokenizer, temperature=0)
-    settings = GenerationConfig(repetition_penalty=5.0, no_repeat_ngram_size=1, num_beams=3, max_length=5, top_k=20)
-    model.generation_config = settings
-    before = settings.to_dict()
-    assert run(model, tokenizer, temperature=0) == plain
-    assert model.generation_config is settings
-    assert settings.to_dict() == before
-
-
-def test_a_peft_wrapper_keeps_its_generation_config(model, tokenizer):
-    from peft import LoraConfig, get_peft_model
-
-    plain = run(model, tokenizer, temperature=0)
-    model.generation_config = settings = GenerationConfig(repetition_penalty=5.0, no_repeat_ngram_size=1)
-    wrapped = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
-    assert run(wrapped, tokenizer, temperature=0) == plain
-    assert model.generation_config is settings
-    assert wrapped.generation_config is settings
-
-
-def test_model_mode_and_tokenizer_stay_as_they_were(model, tokenizer):
-    tokenizer.padding_side = "right"
-    model.train()
-    model.model.layers[0].eval()
-    run(model, tokenizer, temperature=0)
-    assert model.training
-    assert model.model.layers[1].training
-    assert not model.model.layers[0].training
-    assert tokenizer.padding_side == "right"
-    with pytest.raises(RuntimeError, match="stop"):
-        run(model, tokenizer, logits_processor=_failing)
-    assert model.training
-    assert model.generation_config.max_new_tokens is None
-
-
-def _failing(tokenizer, prompt_length):
-    raise RuntimeError("stop")
-
-
 class Only(LogitsProcessor):
     """Allows one token, which says how many columns the prompts take."""
 
@@ -222,8 +121,8 @@ class Only(LogitsProcessor):
         return scores
 
 
-def test_logits_processor_is_made_for_each_batch_with_its_prompt_length(model, tokenizer):
-    lengths = [len(tokenizer.encode(p)) for p in PROMPTS]
+def test_logits_processor_is_made_for_each_batch_with_its_prompt_length(model, tokenizer, run, prompts):
+    lengths = [len(tokenizer.encode(p)) for p in prompts]
     for batch_size in (1, 5):
         rows = run(model, tokenizer, logits_processor=Only, batch_size=batch_size)
         expected = lengths if batch_size == 1 else [max(lengths)] * 5
@@ -244,13 +143,13 @@ class ForceThenCalculate(CalculatorLogitsProcessor):
         return super().__call__(input_ids, scores)
 
 
-def test_calculator_works_in_a_left_padded_cached_generation(model, tokenizer):
+def test_calculator_works_in_a_left_padded_cached_generation(model, tokenizer, run, prompts):
     rows = run(model, tokenizer, logits_processor=ForceThenCalculate, max_new_tokens=24, batch_size=5)
-    for prompt, row in zip(PROMPTS, rows, strict=True):
+    for prompt, row in zip(prompts, rows, strict=True):
         assert row[0].text.startswith("<<9-2=7>>" if prompt.endswith("two") else "a <<3*4=12>>")
 
 
-def test_calculator_and_beam_search_are_refused_together(model, tokenizer):
+def test_calculator_and_beam_search_are_refused_together(model, tokenizer, run):
     with pytest.raises(UserError, match="beam search"):
         run(model, tokenizer, logits_processor=CalculatorLogitsProcessor, num_beams=2, temperature=0)
 
@@ -262,10 +161,10 @@ def log_likelihood(model, tokenizer, prompt, ids):
     return float(logits[range(len(ids)), list(ids)].sum())
 
 
-def test_beam_search_finds_a_likelier_text_than_greedy(model, tokenizer):
+def test_beam_search_finds_a_likelier_text_than_greedy(model, tokenizer, run, prompts):
     def total(rows):
         return sum(
-            log_likelihood(model.eval(), tokenizer, p, r[0].token_ids) for p, r in zip(PROMPTS, rows, strict=True)
+            log_likelihood(model.eval(), tokenizer, p, r[0].token_ids) for p, r in zip(prompts, rows, strict=True)
         )
 
     beams = run(model, tokenizer, temperature=0, num_beams=8, num_return=2, max_new_tokens=4)
@@ -273,58 +172,7 @@ def test_beam_search_finds_a_likelier_text_than_greedy(model, tokenizer):
     assert all(len(row) == 2 and row[0] != row[1] for row in beams)
 
 
-def test_chat_messages_are_written_with_the_template(model, tokenizer):
-    messages = [{"role": "user", "content": "one two"}]
-    with pytest.raises(UserError, match=r"prompt 1 .*chat template"):
-        run(model, tokenizer, ["x", messages])
-    chat = make_tokenizer()
-    chat.chat_template = CHAT_TEMPLATE
-    assert run(model, chat, [messages, "x"], temperature=0) == run(
-        model, chat, ["[user]one two[bot]", "x"], temperature=0
-    )
-
-
-def test_a_prompt_without_room_or_tokens_is_named(model, tokenizer):
-    long = "x" * 200
-    room = 256 - len(tokenizer.encode(long))
-    run(model, tokenizer, [long], max_new_tokens=room, temperature=0)
-    with pytest.raises(UserError, match=r"prompt 1 has .* lower max_new_tokens"):
-        run(model, tokenizer, ["x", long], max_new_tokens=room + 1)
-    with pytest.raises(UserError, match="prompt 1 has no tokens"):
-        run(model, tokenizer, ["x", ""])
-
-
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [
-        ({"temperature": -1}, "temperature"),
-        ({"top_p": 0}, "top_p"),
-        ({"max_new_tokens": 0}, "max_new_tokens"),
-        ({"batch_size": 0}, "batch_size"),
-        ({"num_beams": 4}, "temperature=0"),
-        ({"temperature": 0, "num_return": 2}, "num_return"),
-        ({"prompts": "x"}, "list of prompts"),
-    ],
-)
-def test_bad_options_are_refused(model, tokenizer, options, named):
-    with pytest.raises(UserError, match=named):
-        run(model, tokenizer, **options)
-
-
-def test_no_prompts_give_no_completions(model, tokenizer):
-    assert run(model, tokenizer, []) == []
-
-
-def test_progress_bar_is_written_to_stderr_only_when_asked(model, tokenizer, capsys):
-    run(model, tokenizer, temperature=0)
-    assert capsys.readouterr().err == ""
-    run(model, tokenizer, temperature=0, progress=True)
-    captured = capsys.readouterr()
-    assert "5/5" in captured.err
-    assert captured.out == ""
-
-
-def test_encoder_decoder_generates_from_its_start_token(tokenizer):
+def test_encoder_decoder_generates_from_its_start_token(tokenizer, run, prompts):
     torch.manual_seed(0)
     config = T5Config(
         vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4, initializer_factor=3.0
@@ -332,7 +180,7 @@ def test_encoder_decoder_generates_from_its_start_token(tokenizer):
     config.eos_token_id, config.pad_token_id, config.decoder_start_token_id = 0, 1, 1
     model = T5ForConditionalGeneration(config).eval()
     results = run(model, tokenizer, temperature=0, batch_size=3)
-    for prompt, row in zip(PROMPTS, results, strict=True):
+    for prompt, row in zip(prompts, results, strict=True):
         ids = torch.tensor([tokenizer.encode(prompt)])
         decoded = [1]
         for _ in range(12):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers.mdp import EOS, LAYOUTS, lay_out, random_documents, steps
 
+from helpers.mdp import EOS, LAYOUTS, lay_out, random_documents, steps
 from inverselm.token_mdp import PADDING, TERMINAL, TokenBatch
 from inverselm.token_mdp.batch import first_actions, last_actions
 

@@ -7,8 +7,8 @@ import statistics
 
 import pytest
 import torch
-from helpers.mdp import LAYOUTS, lay_out, naive_returns, place, random_documents, steps
 
+from helpers.mdp import LAYOUTS, lay_out, naive_returns, place, random_documents, steps
 from inverselm.token_mdp import advantages, returns_to_go, scale_advantages, subtract_baseline
 
 GAMMAS = [0.0, 0.5, 0.9, 1.0]
@@ -128,7 +128,7 @@ def test_leave_one_out_is_unbiased():
     theta = torch.tensor([[0.3, -0.4], [0.9, 0.2]], dtype=torch.float64, requires_grad=True)
     log_pi = theta.log_softmax(-1)
     answers = [[0], [1, 0], [1, 1]]
-    rewards = [[2.0], [0.5, -1.0], [-0.3, 3.0]]
+    rewards = [[2.0], [0.5, -1.0], [0.5, 3.0]]  # of what is known when they are paid
     mask = torch.tensor([[True, False], [True, True], [True, True]])
     table = torch.tensor([[*r, 0.0][:2] for r in rewards], dtype=torch.float64)
     taken = torch.stack([torch.stack([log_pi[t, a] for t, a in enumerate(answer)]).sum() for answer in answers])
@@ -173,7 +173,7 @@ def test_the_whole_chain_and_padding(kind, credit):
         settings = {"credit": credit, "gamma": 0.9, "variance_reduction": kind, "scale": "std", "group_size": 3}
         held = advantages(rewards, batch.action_mask, document_ids=batch.document_ids, **settings)
         assert not held[~batch.action_mask].any()
-        found[layout, extra] = torch.tensor(sum(by_document(held, documents, places), []))
+        found[layout, extra] = torch.tensor([x for one in by_document(held, documents, places) for x in one])
         by_hand = returns_to_go(rewards, batch.action_mask, 0.9 if credit == "return_to_go" else 0.0)
         by_hand = subtract_baseline(by_hand, batch.action_mask, kind, 3)
         close(held, scale_advantages(by_hand, batch.action_mask, "std"))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers.mdp import LAYOUTS, example_documents, lay_out, logsumexp, place, random_documents, steps
 
+from helpers.mdp import LAYOUTS, example_documents, lay_out, logsumexp, place, random_documents, steps
 from inverselm.token_mdp import TokenBatch, state_kl, stats_from_logits
 from inverselm.token_mdp.head import first_needed_column
 

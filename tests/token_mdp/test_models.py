@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers.models import TINY_MODELS, gradients, tiny_llama
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import LlamaForCausalLM
 
+from helpers.models import TINY_MODELS, gradients, tiny_llama
 from inverselm.token_mdp import TokenBatch, token_logits, token_stats
 from inverselm.token_mdp.head import unwrap
 
@@ -82,8 +82,9 @@ def test_padding_and_packing_change_nothing(family, layout, dtype, tolerance):
 
 @pytest.mark.parametrize("family", TINY_MODELS)
 def test_padding_and_packing_change_no_gradient(family):
-    model = TINY_MODELS[family](seed=2, dtype=torch.float64)
-    tolerance = 1e-9 if family == "gpt2" else 1e-5
+    # eager attention (gemma2) has no float64: the mask of a left-padded row overflows in its float32 softmax
+    model = TINY_MODELS[family](seed=2, dtype=torch.float32 if family == "gemma2" else torch.float64)
+    tolerance = {"gpt2": 1e-9, "llama": 1e-5, "gemma2": 1e-4}[family]
     found = {}
     for layout, make in LAYOUTS.items():
         model.zero_grad()

@@ -8,8 +8,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers.mdp import LAYOUTS, Document, example_documents, lay_out, logsumexp, place, random_documents, steps
 
+from helpers.mdp import LAYOUTS, Document, example_documents, lay_out, logsumexp, place, random_documents, steps
 from inverselm.token_mdp import (
     TokenStats,
     add_to_last_action,
@@ -103,10 +103,8 @@ def test_floor_log_ratio(alpha):
     assert (floor_log_ratio(rewards, alpha) >= math.log(1 - alpha)).all()
     assert (floor_log_ratio(rewards, alpha).diff() > 0).all()
     assert torch.equal(floor_log_ratio(torch.zeros(3), alpha), torch.zeros(3))  # exactly 0 off the actions
-    inside = torch.tensor([-3.0, -0.1, 0.0, 0.1, 3.0, 50.0], dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(
-        lambda r: floor_log_ratio(r, alpha), inside[[0, 1, 3, 4, 5]].detach().requires_grad_()
-    )
+    inside = torch.tensor([-3.0, -0.1, 0.1, 3.0, 50.0], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda r: floor_log_ratio(r, alpha), inside)
 
 
 def test_floor_log_ratio_is_the_reward_of_a_mixture():
@@ -141,8 +139,8 @@ def test_centred_rewards_have_no_expectation():
 
 @pytest.mark.parametrize("layout", ["right", "left"])
 def test_standardise_per_position(layout):
-    documents = random_documents(13, 7, max_length=12)
-    batch, _, _ = lay_out(documents, layout)
+    longest = Document([3] * 12, [True] * 12, [[0.0] * 7] * 12)
+    batch, _, _ = lay_out([*random_documents(13, 7), longest], layout)
     rewards = torch.randn(batch.input_ids.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     mask = batch.action_mask.numpy()
     columns = [np.flatnonzero(row) for row in mask]

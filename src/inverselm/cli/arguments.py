@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import os
 import re
 import textwrap
@@ -111,7 +112,7 @@ def _short_help(command: str, kinds: Sequence[type], guide: Help) -> str:
     lines = [f"usage: inverselm {command} [flags] [--config file.yaml]", ""]
     lines += [textwrap.fill(part, width) for part in guide.text.split("\n")] + [""]
     lines += ["examples:"] + [f"  {example}" for example in guide.examples] + [""]
-    own, common = _own_fields(kinds), {name: None for name in guide.common}
+    own, common = _own_fields(kinds), dict.fromkeys(guide.common)
     for title, chosen in (("its own flags:", own), ("often used:", common)):
         entries = [_entry(f, width) for kind in kinds for f in dataclasses.fields(kind) if f.name in chosen]
         if entries:
@@ -126,7 +127,7 @@ def _own_fields(kinds: Sequence[type]) -> dict[str, None]:
     for kind in kinds:
         for base in kind.__mro__:
             if base.__module__.startswith("inverselm"):
-                own.update(dict.fromkeys(base.__dict__.get("__annotations__", {})))
+                own.update(dict.fromkeys(inspect.get_annotations(base)))
     return own
 
 

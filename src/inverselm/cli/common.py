@@ -131,7 +131,7 @@ def check_chat_template(tokenizer: Any, found: str, name: str) -> None:
         and not tokenizer.chat_template
     ):
         raise UserError(
-            f"{name}: the data are conversations, but the tokenizer has no chat template; set one with --chat_template_path"
+            f"{name}: the data are conversations, but the tokenizer has no chat template; pass --chat_template_path"
         )
 
 

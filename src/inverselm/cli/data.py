@@ -1,8 +1,7 @@
 """Load the rows of a subcommand from a file, a folder or the hub, or stop with one clear line.
 
 The checks that the subcommands share are re-exported here: `check_demonstrations` and `training_columns` (rows),
-`check_output_dir`, `check_tokenizer_has_eos`, `check_same_tokenizer`, `check_different_checkpoints`,
-`count_too_long` and `report_lengths`.
+`check_output_dir`, `count_too_long` and `report_lengths`.
 """
 
 import re
@@ -13,10 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from inverselm.cli.demonstrations import LINE_COLUMN, check_demonstrations, training_columns
 from inverselm.cli.preflight import (
-    check_different_checkpoints,
     check_output_dir,
-    check_same_tokenizer,
-    check_tokenizer_has_eos,
     count_too_long,
     report_lengths,
 )
@@ -30,10 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LINE_COLUMN",
     "check_demonstrations",
-    "check_different_checkpoints",
     "check_output_dir",
-    "check_same_tokenizer",
-    "check_tokenizer_has_eos",
     "count_too_long",
     "load_rows",
     "report_lengths",

@@ -54,10 +54,10 @@ class RewardArguments(DataArguments):
 
 GUIDE = Help(
     "Dense-Path REINFORCE (arXiv 2510.02493): improve an SFT model with the token reward its own run contains, "
-    "log pi_SFT - log pi_baseline, without a critic. --model_name_or_path is the SFT folder that `inverselm sft` wrote; "
-    "the baseline is found there. Prompts are the SFT prompts, or held-out ones.\n"
-    "1/kl_coef is how far to go beyond the SFT model: the optimum is pi_SFT (pi_SFT/pi_baseline)^(1/kl_coef). Choose the "
-    "checkpoint on a validation metric: the reward rises also when it is being gamed.",
+    "log pi_SFT - log pi_baseline, without a critic. --model_name_or_path is the SFT folder that `inverselm sft` "
+    "wrote; the baseline is found there. Prompts are the SFT prompts, or held-out ones.\n"
+    "1/kl_coef is how far to go beyond the SFT model: the optimum is pi_SFT (pi_SFT/pi_baseline)^(1/kl_coef). Choose "
+    "the checkpoint on a validation metric: the reward rises also when it is being gamed.",
     (
         "inverselm dpr --model_name_or_path runs/sft --dataset_name train.jsonl --output_dir runs/dpr",
         "inverselm dpr --model_name_or_path runs/sft --dataset_name heldout.jsonl --output_dir runs/dpr --kl_coef 2 "

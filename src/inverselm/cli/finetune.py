@@ -63,7 +63,7 @@ GUIDES = {
         "Inverse soft-Q-learning as temporal-difference-regularised maximum likelihood (arXiv 2409.01369): the loss is "
         "-log pi + td_coef (Q - gamma V')^2. Everything else is as in `inverselm sft`; td_coef 0 is SFT.",
         (
-            "inverselm iqlearn --model_name_or_path MODEL --dataset_name train.jsonl --output_dir runs/iq --td_coef 0.1",
+            "inverselm iqlearn --model_name_or_path MODEL --dataset_name train.jsonl --output_dir runs/iq",
             "inverselm iqlearn --config recipe.yaml --td_coef 0.5 --mle_warmup_steps 200 --td_anneal_steps 200",
         ),
         COMMON,

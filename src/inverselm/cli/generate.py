@@ -59,7 +59,7 @@ GUIDE = Help(
     (
         "inverselm generate --model_name_or_path runs/sft --dataset_name heldout.jsonl --temperature 0 "
         "--metrics gsm8k --output_file greedy.jsonl",
-        "inverselm generate --model_name_or_path runs/dpr --dataset_name heldout.jsonl --num_return 4 --metrics bleu chrf",
+        "inverselm generate --model_name_or_path runs/dpr --dataset_name test.jsonl --num_return 4 --metrics bleu chrf",
     ),
     (),
 )

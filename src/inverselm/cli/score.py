@@ -33,8 +33,8 @@ class ScoreArguments:
     reward: str = field(
         default="auto",
         metadata={
-            "help": "log_ratio: log pi_SFT - log pi_baseline; bellman: Q - gamma V' of one model; log_prob: log pi. auto "
-            "takes bellman for an IQLearn folder, else log_ratio.",
+            "help": "log_ratio: log pi_SFT - log pi_baseline; bellman: Q - gamma V' of one model; log_prob: log pi. "
+            "auto takes bellman for an IQLearn folder, else log_ratio.",
             "choices": list(REWARDS),
         },
     )

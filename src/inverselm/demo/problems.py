@@ -167,11 +167,10 @@ def _calculation(step: Step, numbers: dict[str, int], results: list[int]) -> tup
 
 
 def _calculate(left: int, op: str, right: int) -> int | None:
-    """The result, or None when it is negative or not whole."""
+    """The result, or None when it is not whole."""
     if op == "/":
         return left // right if right and left % right == 0 else None
-    value = {"+": left + right, "-": left - right, "*": left * right}[op]
-    return value if value >= 0 else None
+    return {"+": left + right, "-": left - right, "*": left * right}[op]
 
 
 def _is_easy(left: int, op: str, right: int, value: int) -> bool:
@@ -228,6 +227,7 @@ def _wrong_results(draft: _Draft, rng: random.Random) -> list[int]:
 
 
 def _carry(draft: _Draft, place: int, offset: int) -> list[int] | None:
+    """The results when step `place` is off by `offset`; None when one is not a positive whole number."""
     results: list[int] = []
     for index, step in enumerate(draft.template.steps):
         value = _calculate(*_calculation(step, draft.numbers, results))

@@ -82,14 +82,14 @@ class CalculatorLogitsProcessor(LogitsProcessor):
         text = self._decode(ids)
         _, mark, segment = text.rpartition("<<")
         expr, equals, begun = segment.partition("=")
-        if not mark or not equals or ">>" in segment:
+        if not mark or not equals:
             return None
         value = evaluate_expression(expr)
         if value is None:
             return None
         result = format_number(value)
         begun = begun.strip()
-        if not result.startswith(begun):
+        if not result.startswith(begun):  # the row wrote another result, or has closed the mark
             return None
         return self._encode(ids, mark + segment, result[len(begun) :] + ">>")
 

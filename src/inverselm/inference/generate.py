@@ -239,21 +239,14 @@ def _own_generation_config(model: Any, config: Any) -> Iterator[None]:
 
     A wrapper (PEFT) and the model inside it each hold one, so all modules are visited.
     """
-    before = {module: vars(module)["generation_config"] for module in model.modules() if _holds_config(module)}
+    before = {m: m.generation_config for m in model.modules() if "generation_config" in vars(m)}
     for module in before:
         module.generation_config = config
     try:
         yield
     finally:
-        for module in model.modules():
-            if module in before:
-                module.generation_config = before[module]
-            elif _holds_config(module):
-                del module.generation_config
-
-
-def _holds_config(module: torch.nn.Module) -> bool:
-    return "generation_config" in vars(module)
+        for module, settings in before.items():
+            module.generation_config = settings
 
 
 @contextmanager

@@ -42,7 +42,7 @@ def line_chart(
     _check_any({name: [y for _, y in line] for name, line in lines.items()}, "line_chart", logy)
     ends: dict[str, tuple[float, Look]] = {}
     with style(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure, axes = new_axes(xlabel=xlabel, ylabel=ylabel, title=title)
         if logy:
             axes.set_yscale("log")
@@ -83,7 +83,7 @@ def interval_chart(
     ticks = sorted({row[0] for given in rows.values() for row in given})
     step = _dodge(ticks, len(rows))
     with style(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure, axes = new_axes(xlabel=xlabel, ylabel=ylabel, title=title)
         ends: dict[str, tuple[float, Look]] = {}
         for place, (name, number) in enumerate(slots(list(rows), slot).items()):

@@ -179,7 +179,7 @@ def _simplify(element: ElementTree.Element) -> None:
     element.tag = element.tag.rpartition("}")[2]
     attributes = {name.rpartition("}")[2]: value for name, value in element.items()}
     for name, value in attributes.items():
-        value = re.sub(r"font-family: [^;]*", f"font-family: {FONTS}", value.replace(INK, "currentColor"))
+        value = re.sub(r"(font-family:|font: [^;']*px) [^;]*", rf"\1 {FONTS}", value.replace(INK, "currentColor"))
         attributes[name] = re.sub(r"\s+", " ", value).strip()
     element.attrib = attributes
     element.tail = None

@@ -5,6 +5,7 @@ import os
 import re
 import uuid
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -112,7 +113,8 @@ def write_whole(path: Path, data: bytes) -> None:
     except OSError as error:
         raise UserError(f"cannot write {path} ({error.strerror}); choose another path") from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # gone already, or its folder is no folder
+            part.unlink()
 
 
 def render_text(source: str) -> str:

@@ -65,14 +65,16 @@ def heatmap_png(
             f"the picture would be {height * pixel_ratio:.0f} pixels high; pass fewer tokens or a larger width"
         )
     with style(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure, axes = _canvas(width, height, pixel_ratio)
         for number, text in enumerate(titles):
             _text(axes, _MARGIN, _MARGIN + 4 + 24 * number, text, size=17, family="DejaVu Sans", weight="bold")
+        _draw_boxes(axes, lines, top, [reward_level(float(token.reward), full) for token in tokens])
         for number, line in enumerate(lines):
-            for run in line:
-                underlined = start <= run.token < end
-                _draw(axes, run, top + number * _LINE, reward_level(float(tokens[run.token].reward), full), underlined)
+            _draw_line(axes, line, top + (number + 0.5) * _LINE)
+            for run in (run for run in line if start <= run.token < end):
+                height = top + (number + 1) * _LINE - 4
+                axes.plot([_x(run.column), _x(run.column + run.width)], [height] * 2, color=LIGHT.text, linewidth=1.6)
         _legend(axes, top + len(lines) * _LINE + 18, full, len(tokens), start < end)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=figure.dpi, metadata={"Software": None})
@@ -149,18 +151,42 @@ def _text(
     return axes.text(x, y, text, fontsize=size * 0.72, color=color, va="center_baseline", **more)
 
 
-def _draw(axes: Any, run: Run, y: float, level: int | None, underlined: bool) -> None:
-    from matplotlib.patches import Rectangle
+def _draw_boxes(axes: Any, lines: Sequence[Sequence[Run]], top: float, levels: Sequence[int | None]) -> None:
+    from matplotlib.collections import PolyCollection
 
-    x, width = _MARGIN + run.column * _SIZE * _ADVANCE, run.width * _SIZE * _ADVANCE
-    edge = {"edgecolor": LIGHT.muted, "linestyle": ":", "linewidth": 0.7} if level is None else {"linewidth": 0}
-    axes.add_patch(Rectangle((x, y + 2.5), width, _LINE - 5, facecolor=ramp_color(level or 0), **edge))
-    faint = run.text.strip() in set(_GLYPHS.values()) | {"∅", "→"}
-    color = mix(LIGHT.muted, LIGHT.surface, 0.3) if faint else LIGHT.text
-    if run.text.strip():
-        _text(axes, x, y + _LINE / 2, run.text, color=color, family=_fonts())
-    if underlined:
-        axes.plot([x, x + width], [y + _LINE - 4] * 2, color=LIGHT.text, linewidth=1.6, solid_capstyle="butt")
+    places = [(run.token, _box(run, top + n * _LINE)) for n, line in enumerate(lines) for run in line]
+    full = [(box, ramp_color(levels[token] or 0)) for token, box in places if levels[token]]
+    axes.add_collection(PolyCollection([box for box, _ in full], facecolors=[c for _, c in full], linewidths=0))
+    unknown = [box for token, box in places if levels[token] is None]
+    axes.add_collection(
+        PolyCollection(unknown, facecolors="none", edgecolors=LIGHT.muted, linestyles=":", linewidths=0.7)
+    )
+
+
+def _draw_line(axes: Any, line: Sequence[Run], y: float) -> None:
+    """The text of a line: stretches of plain characters at once, the others where their token begins."""
+    stretches: list[Run] = []
+    for run in line:
+        if stretches and stretches[-1].text.isascii() and run.text.isascii():
+            last = stretches[-1]
+            stretches[-1] = Run(last.token, last.text + run.text, last.column, last.width + run.width)
+        else:
+            stretches.append(run)
+    for stretch in stretches:
+        faint = stretch.text.strip() in {*_GLYPHS.values(), "∅", "→"}
+        color = mix(LIGHT.muted, LIGHT.surface, 0.3) if faint else LIGHT.text
+        blank = len(stretch.text) - len(stretch.text.lstrip(" "))
+        if stretch.text.strip():
+            _text(axes, _x(stretch.column + blank), y, stretch.text.strip(" "), color=color, family=_fonts())
+
+
+def _x(column: int) -> float:
+    return _MARGIN + column * _SIZE * _ADVANCE
+
+
+def _box(run: Run, y: float) -> list[tuple[float, float]]:
+    left, right, low, high = _x(run.column), _x(run.column + run.width), y + 2.5, y + _LINE - 2.5
+    return [(left, low), (right, low), (right, high), (left, high)]
 
 
 @cache
@@ -175,7 +201,7 @@ def _fonts() -> list[str]:
 def _legend(axes: Any, y: float, scale: float, count: int, marked: bool) -> None:
     limit = format_reward(scale).lstrip("+")
     axes.plot([_MARGIN, axes.get_xlim()[1] - _MARGIN], [y - 7] * 2, color=LIGHT.border, linewidth=0.8)
-    note = {"size": 13, "color": LIGHT.muted, "family": "DejaVu Sans"}
+    note: dict[str, Any] = {"size": 13, "color": LIGHT.muted, "family": "DejaVu Sans"}
     low = _text(axes, _MARGIN, y + 15, f"reward  −{limit}", **note).get_window_extent()
     left = axes.transData.inverted().transform((low.x1, 0))[0] + 8
     colors = [[_channels(ramp_color(level)) for level in range(-LEVELS, LEVELS + 1)]]

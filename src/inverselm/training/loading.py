@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ def load_policy_and_reward(
 ) -> tuple[nn.Module, TokenReward]:
     """What DensePathTrainer needs, from the checkpoints of an SFT run.
 
-    If they are adapters of one base, policy ("default", trainable), SFT model ("sft") and baselines are adapters on that
-    one base in memory. Otherwise each is a model of its own.
+    If they are adapters of one base, policy ("default", trainable), SFT model ("sft") and baselines are adapters on
+    that one base in memory, and only the policy is saved. Otherwise each is a model of its own.
 
     Args:
         sft: folder of the SFT model.
@@ -57,6 +58,7 @@ def load_policy_and_reward(
     for folder, name in zip([sft, *baselines], names, strict=True):
         shared.load_adapter(str(folder), adapter_name=name)
     shared.set_adapter("default")
+    shared.save_pretrained = partial(shared.save_pretrained, selected_adapters=["default"])
     _make_trainable(shared)
     frozen = [FrozenLM(shared, name, str(folder)) for name, folder in zip(names, [sft, *baselines], strict=True)]
     return shared, TokenReward.from_frozen(sft, baselines, frozen, trust_remote_code=trust_remote_code, **options)

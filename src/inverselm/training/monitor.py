@@ -46,8 +46,8 @@ class RunawayMonitor:
             "longer": (
                 length > self.length_ratio * start,
                 f"Answers have grown from {start:.0f} to {length:.0f} tokens. The summed reward pays for every token "
-                "on average, so a policy can earn it by length. Raise kl_coef, centre or standardise the rewards, or stop "
-                "at an earlier checkpoint.",
+                "on average, so a policy can earn it by length. Raise kl_coef, centre or standardise the rewards, or "
+                "stop at an earlier checkpoint.",
             ),
             "shorter": (
                 length * self.length_ratio < start,

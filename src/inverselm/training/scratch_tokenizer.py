@@ -136,7 +136,6 @@ def _char(
     core.decoder = decoders.Fuse()
     if lowercase:
         core.normalizer = normalizers.Lowercase()
-    core.add_special_tokens([*special, UNK])
     return core
 
 
