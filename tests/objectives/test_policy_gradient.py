@@ -105,9 +105,9 @@ def test_on_policy_gradient_is_reinforce(clip_range):
     assert metrics["ratio"].item() == 1.0
     assert "kl" not in metrics
     found = torch.autograd.grad(value, logits, retain_graph=True)[0]
-    expected = torch.autograd.grad(-(held.detach() * stats.log_prob).sum() / count, logits)[0]
+    expected = torch.autograd.grad(-(held.detach() * stats.log_prob).sum() / count, logits, retain_graph=True)[0]
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    assert held.grad is None  # the advantage is a constant
+    assert torch.autograd.grad(value, held, allow_unused=True) == (None,)  # the advantage is a constant
 
 
 def test_garbage_off_the_actions_is_not_read():

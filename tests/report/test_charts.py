@@ -14,7 +14,7 @@ from inverselm.report import charts, colors, drawing
 
 pytest.importorskip("matplotlib")
 
-HOSTILE = '</text><script>alert(1)</script>"\' $\\frac{ font-family: x; id="y"'
+HOSTILE = '</text><script>alert(1)</script>"\' $\\frac{$ font-family: x; id="y"'
 STEPS = list(range(50))
 LABELS = {"xlabel": "step", "ylabel": "loss (nats)"}
 ROWS = {
@@ -94,7 +94,7 @@ def test_charts_are_deterministic_and_do_not_depend_on_the_users_settings() -> N
     import matplotlib
 
     first = two_lines()
-    with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red", "svg.fonttype": "path"}):
+    with matplotlib.rc_context({"font.size": 30, "axes.titlecolor": "red", "svg.fonttype": "path"}):
         assert two_lines() == first
         assert matplotlib.rcParams["font.size"] == 30
     assert not re.search(r"\b20\d\d-\d\d-\d\d", first)

@@ -156,6 +156,7 @@ def test_rewards_that_are_not_finite_are_neutral_and_do_not_spoil_the_rest(bad: 
 def test_marked_tokens_are_underlined_and_named_in_the_legend() -> None:
     tokens = scored(("a", 0.1), ("b", 0.2), ("c", 0.3), ("d", 0.4))
     assert Tree(token_heatmap(tokens, marked=(1, 3))).texts("mark") == ["bc", "marked span"]
+    assert Tree(token_heatmap(tokens, marked=(1, 3))).texts("div", "irl-tokens") == ["abcd"]
     assert Tree(token_heatmap(tokens, marked=(2, 2))).texts("mark") == []
     assert Tree(token_heatmap(tokens, marked=(0, 4))).texts("mark")[0] == "abcd"
 

@@ -63,6 +63,15 @@ def test_weighted_advantages_are_weighted_losses(small, table, read, surrogate, 
     assert difference.abs().max() < 1e-12
 
 
+def test_surrogate_value_on_policy(small, table, read):
+    """On policy the ratio is 1: the loss is minus the mean advantage."""
+    batch, stats = read(small, table(small, 55))
+    held = small.at_actions(table(small, 56), batch)
+    loss, metrics = policy_gradient(stats, held)
+    torch.testing.assert_close(loss, -held.sum() / batch.num_actions, rtol=0, atol=1e-12)
+    torch.testing.assert_close(metrics["advantage"], -loss.detach(), rtol=0, atol=1e-12)
+
+
 def test_gradient_vanishes_at_the_optimum_only(tree, table, surrogate, gradient):
     """At pi_SFT (pi_SFT / pi_base)^(1/beta) it is 0; at pi_SFT, where training starts, it is not."""
     sft, base = table(tree, 60), table(tree, 61)

@@ -88,6 +88,8 @@ def test_dense_path_optimum_two_ways(any_tree, table, kl_coef):
     torch.testing.assert_close(optimum.log_probs, wanted, rtol=0, atol=1e-11)
     look_ahead = soft_optimal(any_tree, sft + w * (sft - base)).value
     assert (look_ahead >= -1e-12).all()
+    renyi = ((1 + w) * log_sft - w * log_base).logsumexp(0) / w  # of order 1 + w, between pi_SFT and pi_base
+    torch.testing.assert_close(look_ahead[0], w * renyi, rtol=0, atol=1e-11)
     myopic = myopic_optimum(any_tree, sft, base, kl_coef)
     combined = log_policy(any_tree, myopic + look_ahead[any_tree.next_state])
     torch.testing.assert_close(combined.exp(), optimum.log_policy.exp(), rtol=0, atol=1e-11)

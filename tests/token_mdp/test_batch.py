@@ -123,6 +123,8 @@ def test_document_ends_at_eos():
     one = build(ids, actions)
     assert one.document_ids.tolist() == [[0] * 7]
     assert one.next_state.tolist() == [[-1, 1, 2, 3, 4, 5, 6]]
+    padded = build([EOS, EOS, 7, EOS], [1] * 4, document_ends_at_eos=True, attention_mask=torch.tensor([[0, 0, 1, 1]]))
+    assert padded.document_ids.tolist() == [[PADDING, PADDING, 0, 0]]
     both = build(ids, actions, document_ends_at_eos=True, position_ids=torch.tensor([[0, 1, 2, 3, 4, 5, 0]]))
     assert both.document_ids.tolist() == [[0, 0, 0, 1, 1, 2, 3]]
 

@@ -113,13 +113,21 @@ def test_logits_to_keep_is_only_a_saving(layout):
     plain.load_state_dict(model.state_dict())
     batch = LAYOUTS[layout]()
     width = batch.input_ids.size(1)
+    projected = {"model": [], "plain": []}
+    hooks = [
+        m.lm_head.register_forward_pre_hook(lambda _, args, name=name: projected[name].append(args[0].size(1)))
+        for name, m in (("model", model), ("plain", plain))
+    ]
     with torch.no_grad():
         kept, first = token_logits(model, batch)
         whole, zero = token_logits(plain, batch)
         asked, also_zero = token_logits(model, batch, all_columns=True)
+        for hook in hooks:
+            hook.remove()
         for name in FIELDS:
             ours, theirs = (getattr(token_stats(m, batch, entropy=True), name) for m in (model, plain))
             torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+    assert projected == {"model": [width - first, width], "plain": [width]}
     assert first == (1 if layout == "right" else 4)
     assert kept.logits.size(1) == width - first
     assert zero == also_zero == 0

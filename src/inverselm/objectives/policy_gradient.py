@@ -56,7 +56,7 @@ def check_kl_in_loss(estimator: str) -> None:
     if estimator == "k1":
         raise ValueError(
             "The k1 estimator in the loss has zero expected gradient: it pulls towards no reference. "
-            "Put the KL in the reward, or use k2 (the reverse KL's gradient) or k3."
+            "Put the KL in the reward, or use k2 (the gradient of the reverse KL of each visited state) or k3."
         )
 
 

@@ -144,7 +144,8 @@ def dense_path_optimum(
 ) -> SequenceOptimum:
     """The optimum of Dense-Path REINFORCE: pi* ~ pi_SFT (pi_SFT / pi_base)^(1/beta) over sequences.
 
-    It maximises E_pi[sum_t log pi_SFT - log pi_base] - beta KL(pi || pi_SFT) (arXiv 2510.02493). Over sequences by normalising over all of them; as a token policy by backward recursion with Z(terminal) = 1:
+    It maximises E_pi[sum_t log pi_SFT - log pi_base] - beta KL(pi || pi_SFT) (arXiv 2510.02493). Over sequences by
+    normalising over all of them; as a token policy by backward recursion with Z(terminal) = 1:
 
         pi*(a|s) = pi_SFT(a|s)^(1+w) pi_base(a|s)^-w Z(s') / Z(s),   w = 1 / beta
 
