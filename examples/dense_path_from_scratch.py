@@ -14,9 +14,9 @@ Decoding from (1 + w) logits_SFT - w logits_base ("guided") is its token-wise co
 
 The toy task: sort letters, "hcaf=" -> "acfh."; demonstrations are few, and a share of them holds one wrong letter.
 
-Seen with seeds 0-2 (means, SFT / DPR / guided): reward at T=1 .50 / .58 / .74, exact match 55.0 / 53.1 / 54.1 %, greedy
-69.5 / 65.5 / 64.7 %. The reward went up as asked, the answers did not get better: a reward of SFT's own making is gamed.
-The reward finds 57% of the planted letters; log pi_SFT alone, which is no difference of anything, finds 94%.
+Seen with seeds 0-2 (means, SFT / DPR / guided): reward at T=1 .50 / .58 / .74, exact match at T=1 55.0 / 53.1 / 54.1 %,
+greedy 69.5 / 65.5 / 64.7 %. The reward rose as asked, the answers got no better: SFT's own reward can be gamed. It is
+lowest at 57% of the planted letters; log pi_SFT alone, the free alternative, at 94%.
 """
 
 import argparse

@@ -54,7 +54,7 @@ class Planted:
         prompt: the question.
         right: scores of the right answer.
         wrong: scores of the answer with the planted error.
-        marked: token range [start, end) of the planted number in `wrong`.
+        marked: token range [start, end) of the wrong digits in `wrong`.
     """
 
     prompt: str
@@ -121,10 +121,18 @@ def planted_errors(scorer: TokenScorer, problems: Sequence[dict[str, Any]], *, s
     wrongs = scorer.score(prompts, [text for _, (text, _, _) in chosen], batch_size=64)
     out = []
     for (problem, (_, start, end)), right, wrong in zip(chosen, rights, wrongs, strict=True):
-        hits = overlapping([(token.start, token.end) for token in wrong.tokens], start, end)
-        places = [i for i, hit in enumerate(hits) if hit]
+        places = _changed(right, wrong, start, end)
         out.append(Planted(problem["prompt"], right, wrong, (places[0], places[-1] + 1)))
     return out
+
+
+def _changed(right: ScoredCompletion, wrong: ScoredCompletion, start: int, end: int) -> list[int]:
+    """Tokens of the planted number that differ from the right answer's (all of them if the tokens do not line up)."""
+    hits = overlapping([(token.start, token.end) for token in wrong.tokens], start, end)
+    places = [i for i, hit in enumerate(hits) if hit]
+    if len(right.tokens) != len(wrong.tokens):
+        return places
+    return [i for i in places if right.tokens[i].token_id != wrong.tokens[i].token_id] or places
 
 
 def localisation(planted: Sequence[Planted]) -> dict[str, float]:

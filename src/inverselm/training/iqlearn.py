@@ -11,7 +11,7 @@ from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
 from transformers.utils import logging
 from trl import SFTConfig, SFTTrainer
-from trl.data_utils import is_conversational
+from trl.data_utils import is_conversational, is_conversational_from_value
 
 from ..errors import UserError
 from ..objectives import Loss, entropy_regularised_mle, iqlearn, td_coef_at
@@ -138,7 +138,8 @@ class IQLearnTrainer(SFTTrainer):
             )
         # the count of actions over all micro-batches and processes is what the loss is divided by
         self.model_accepts_loss_kwargs = True
-        self._document_ends_at_eos = args.packing and args.packing_strategy == "wrapped"
+        # without a temporal difference there are no next states to keep apart, and the loss is SFTTrainer's
+        self._document_ends_at_eos = args.packing and args.packing_strategy == "wrapped" and args.td_coef > 0
         self._eos_token_ids = eos_token_ids(self._tokenizer, self.model)
 
     def _prepare_dataset(
@@ -146,7 +147,7 @@ class IQLearnTrainer(SFTTrainer):
     ) -> Dataset | IterableDataset:
         """TRL's preparation, with the template's tokens behind the final EOS taken out of the labels on the way."""
         first = next(iter(dataset))
-        chat = formatting_func is None and is_conversational(first)
+        chat = formatting_func is None and (is_conversational(first) or is_conversational_from_value(first))
         if chat and packing and args.packing_strategy == "wrapped" and args.td_coef > 0:
             raise UserError("packing_strategy='wrapped' hides where a conversation ends; use 'bfd' or 'bfd_split'.")
         suffix = tokens_after_eos(processing_class, eos_token_ids(processing_class, self.__dict__.get("model")))
@@ -159,6 +160,16 @@ class IQLearnTrainer(SFTTrainer):
         )
         masked = tokenised.map(_mask_suffix, fn_kwargs={"suffix": suffix})
         return super()._prepare_dataset(masked, processing_class, args, packing, formatting_func, dataset_name)
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        """The global number of actions. "wrapped" rows label first tokens of documents too: no state precedes those."""
+        if self._document_ends_at_eos:
+            actions = [self._token_batch(inputs).action_mask for inputs in batch_samples]
+            batch_samples = [
+                {**inputs, "labels": inputs["labels"].masked_fill(~mask, -100)}
+                for inputs, mask in zip(batch_samples, actions, strict=True)
+            ]
+        return super()._get_num_items_in_batch(batch_samples, device)
 
     def objective(self, stats: TokenStats, num_actions: Tensor | float | None) -> Loss:
         """The objective of the current step on one micro-batch."""
