@@ -74,6 +74,13 @@ def clean_chat_tokenizer() -> PreTrainedTokenizerFast:
     return _byte_level("clean")
 
 
+@cache
+def toy_tokenizer(chat: bool = False) -> PreTrainedTokenizerFast:
+    """One token per character of the sums, some 20 in all: a random model's answers end by themselves now and then."""
+    section = {"type": "char", **({"chat_template": "chatml"} if chat else {})}
+    return build_tokenizer(section, [text["text"] for text in texts()])
+
+
 def tiny_for(tokenizer: PreTrainedTokenizerFast, seed: int = 0, dtype: torch.dtype = torch.float32, **kwargs: Any):
     """A tiny llama with the tokenizer's vocabulary and special tokens."""
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}

@@ -14,7 +14,7 @@ from trl import SFTConfig, SFTTrainer
 
 from inverselm.errors import UserError
 from inverselm.scorers.markers import read_marker, write_marker
-from inverselm.training.checkpoints import BaselineCheckpointCallback, find_baseline, last_complete_checkpoint
+from inverselm.training import BaselineCheckpointCallback, find_baseline, last_complete_checkpoint
 
 SAVING = {"save_strategy": "steps", "save_steps": 1}
 
@@ -29,6 +29,12 @@ def sft(folder, fraction=0.5, peft_config=None, model=None, **options):
 
 def messages(caplog):
     return [record.getMessage() for record in caplog.records if record.name.startswith("inverselm")]
+
+
+def test_every_public_name_of_the_package_is_there():
+    import inverselm.training as package
+
+    assert all(getattr(package, name) is not None for name in package.__all__)
 
 
 @pytest.fixture(autouse=True)

@@ -83,9 +83,7 @@ def test_packing_changes_nothing(tmp_path, rows):
 def test_accumulation_changes_nothing(tmp_path):
     rows = sums(16)
     plain = run(tmp_path / "a", rows, text_tokenizer())
-    parts = run(
-        tmp_path / "b", rows, text_tokenizer(), per_device_train_batch_size=2, gradient_accumulation_steps=4
-    )
+    parts = run(tmp_path / "b", rows, text_tokenizer(), per_device_train_batch_size=2, gradient_accumulation_steps=4)
     lengths = {len(row["completion"]) for row in rows}
     assert len(lengths) > 3  # a mean of micro-batch means would differ
     assert_same_steps(plain, parts)
@@ -125,10 +123,7 @@ def test_a_wrapped_stream_keeps_its_documents_apart(tmp_path):
     "rows",
     [
         chats(8),
-        [
-            {"conversations": [{"from": m["role"], "value": m["content"]} for m in row["messages"]]}
-            for row in chats(8)
-        ],
+        [{"conversations": [{"from": m["role"], "value": m["content"]} for m in row["messages"]]} for row in chats(8)],
         [{"prompt": row["messages"][:1], "completion": row["messages"][1:]} for row in chats(8)],
     ],
     ids=["messages", "conversations", "pairs"],

@@ -28,6 +28,7 @@ __all__ = [
     "check_demonstrations",
     "check_output_dir",
     "count_too_long",
+    "has_splits",
     "load_rows",
     "report_lengths",
     "training_columns",
@@ -84,6 +85,19 @@ def load_rows(
         raise UserError(f"{source}: has no rows")
     dataset = _slice(dataset, source, split)
     return dataset.to_iterable_dataset() if streaming else dataset
+
+
+def has_splits(source: str) -> bool:
+    """Whether a name of a split means anything in `source`: not in a single file, nor in a folder of unnamed files."""
+    path = Path(source).expanduser()
+    if not path.exists():
+        return True
+    if path.is_file() or (path / "state.json").exists():
+        return False
+    if (path / "dataset_dict.json").exists():
+        return True
+    files = _data_files(path) or _data_files(path / "data")
+    return any(_SPLIT_FILE.match(file.name.lower()) for file in files)
 
 
 def _from_hub(name: str, split: str, config: str | None, streaming: bool) -> Any:

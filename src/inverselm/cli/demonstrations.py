@@ -132,7 +132,8 @@ def _columns(names: list[str], source: str, need: str, text_field: str) -> list[
             return list(columns)
     wanted = ", or ".join(" and ".join(f"'{c}'" for c in cs) for cs in accepted if cs != ("conversations",))
     there = ", ".join(f"'{name}'" for name in names if name != LINE_COLUMN) or "no columns"
-    raise UserError(f"{source}: needs the columns {wanted}, but has {there}{_suggestion(names, accepted)}")
+    noun = "column" if len(accepted) == len(accepted[0]) == 1 else "columns"
+    raise UserError(f"{source}: needs the {noun} {wanted}, but has {there}{_suggestion(names, accepted)}")
 
 
 def _suggestion(names: list[str], accepted: list[tuple[str, ...]]) -> str:
@@ -148,6 +149,9 @@ def _suggestion(names: list[str], accepted: list[tuple[str, ...]]) -> str:
             renames.append(f"'{found}' to '{column}'")
         else:
             return f"; rename {' and '.join(renames)}"
+    talk = next((name for name in ("messages", "conversations") if name in names), None)
+    if talk:
+        return f"; split '{talk}': all but the last message are the prompt, the last one the completion"
     return ""
 
 

@@ -11,18 +11,28 @@ from trl import ModelConfig, get_peft_config
 from ..errors import UserError
 from ..scorers.frozen import adapter_base
 from ..scorers.markers import write_marker
+from ..scorers.text import prompt_ids
 from ..training.dense_path import DensePathConfig, DensePathTrainer
 from ..training.loading import load_policy_and_reward
 from .arguments import DataArguments, Help, parse
 from .common import (
     check_chat_template,
+    check_run_folder,
+    clear_run_folder,
     load_checked,
     load_eval,
-    load_tokenizer,
-    prepare_output_dir,
     quiet_libraries,
-    resume_flag,
     say,
+    shell,
+    train,
+)
+from .models import (
+    check_model,
+    check_packages,
+    check_reward_models,
+    check_shared_tokenizer,
+    load_tokenizer,
+    positions_of,
 )
 
 
@@ -60,8 +70,8 @@ GUIDE = Help(
     "the checkpoint on a validation metric: the reward rises also when it is being gamed.",
     (
         "inverselm dpr --model_name_or_path runs/sft --dataset_name train.jsonl --output_dir runs/dpr",
-        "inverselm dpr --model_name_or_path runs/sft --dataset_name heldout.jsonl --output_dir runs/dpr --kl_coef 2 "
-        "--max_completion_length 256 --learning_rate 1e-6",
+        "inverselm dpr --model_name_or_path runs/sft --dataset_name heldout.jsonl --output_dir runs/dpr "
+        "\\\n      --kl_coef 2 --max_completion_length 256 --learning_rate 1e-6",
         "inverselm dpr --config recipe.yaml --credit myopic",
     ),
     (
@@ -69,6 +79,7 @@ GUIDE = Help(
         *("gradient_accumulation_steps", "num_generations", "max_completion_length", "steps_per_generation"),
         *("use_vllm", "use_peft", "save_steps", "logging_steps", "bf16", "seed", "resume_from_checkpoint"),
     ),
+    hidden=("scratch_config",),
 )
 
 
@@ -76,77 +87,95 @@ def run(command: str, argv: Sequence[str]) -> None:
     """Parse, check, train, save, and say what was written and what to do next."""
     data, training, model_args = parse(command, (RewardArguments, DensePathConfig, ModelConfig), argv, GUIDE)
     quiet_libraries()
-    if data.scratch_config:
-        raise UserError("dpr starts from an SFT run; build one with `inverselm sft --scratch_config ...` first")
-    sft = model_args.model_name_or_path
-    tokenizer = load_tokenizer(sft, model_args.model_revision, training.trust_remote_code)
-    if model_args.use_peft and adapter_base(sft):
-        raise UserError(
-            "--use_peft: the SFT model is an adapter already, and the policy starts as a copy of it; drop it"
-        )
-    prepare_output_dir(training, data.overwrite_output_dir)
+    _check_flags(data)
+    check_packages(model_args, training)
+    sft, remote = model_args.model_name_or_path, training.trust_remote_code
+    reads = [sft, data.policy, *(data.baseline or "").split(",")]
+    resume = check_run_folder(training, data.overwrite_output_dir, reads, training.steps_per_rollout)
+    config = check_model(sft, trust_remote_code=remote)
+    baselines = check_reward_models(sft, data.baseline, remote)
+    tokenizer = load_tokenizer(sft, model_args.model_revision, remote)
+    if data.policy:
+        check_model(data.policy, "--policy", remote)
+        check_shared_tokenizer(tokenizer, sft, data.policy, remote)
+    if model_args.use_peft and adapter_base(data.policy or sft):
+        raise UserError("--use_peft: the policy starts as an adapter already; leave the flag out")
+    if data.centre_rewards and len(baselines) > 1:
+        raise UserError("--centre_rewards is defined for one baseline; name one, or leave it out")
     rows, found = load_checked(data, "prompts")
     check_chat_template(tokenizer, found, data.dataset_name)
-    held_out = load_eval(data, training, "prompts")
+    room = positions_of(config), training.max_completion_length
+    rows, held_out = _with_room(rows, tokenizer, *room), load_eval(data, training, "prompts")
+    held_out = held_out and _with_room(held_out, tokenizer, *room)
     policy, reward = load_policy_and_reward(
         sft,
-        data.baseline.split(",") if data.baseline else None,
+        baselines,
         policy=data.policy,
         dtype=model_args.dtype or "auto",
         device=training.device,
-        trust_remote_code=training.trust_remote_code,
+        trust_remote_code=remote,
         mix=data.baseline_mix,
         floor_alpha=data.reward_floor,
         clip_range=(data.reward_clip_low, data.reward_clip_high),
         centred=data.centre_rewards,
     )
+    if training.use_cpu:
+        say(f"Training on the CPU in {'bfloat16' if training.bf16 else 'float32'}.")
+    clear_run_folder(training, data.overwrite_output_dir)
     trainer = DensePathTrainer(
         policy,
         reward,
         args=training,
-        train_dataset=_with_room(rows, tokenizer, policy, training.max_completion_length),
+        train_dataset=rows,
         eval_dataset=held_out,
         processing_class=tokenizer,
         peft_config=get_peft_config(model_args),
     )
-    trainer.train(resume_from_checkpoint=resume_flag(training.resume_from_checkpoint))
+    train(trainer, resume)
     trainer.save_model(training.output_dir)
     trainer.save_state()
     if trainer.accelerator.is_main_process:
         write_marker(training.output_dir, "dpr", sft=str(sft), kl_coef=training.kl_coef, credit=training.credit)
-    say(_closing(training.output_dir, str(sft)))
+    say(_closing(training, sft))
     trainer.end()
 
 
-def _with_room(rows: Any, tokenizer: Any, policy: Any, answer: int) -> Any:
-    """Leave out prompts that leave no room for an answer in the model's positions, and say how many."""
-    positions = getattr(policy.config, "max_position_embeddings", None)
-    if positions is None:
-        return rows
-    from ..scorers.text import prompt_ids
+def _check_flags(data: Any) -> None:
+    if data.scratch_config:
+        raise UserError("dpr starts from an SFT run; build one with `inverselm sft --scratch_config ...` first")
+    if not 0.0 < data.reward_floor <= 1.0:
+        raise UserError(f"--reward_floor is {data.reward_floor}; set it above 0 and at most 1 (off)")
+    if (data.reward_clip_low or 0.0) > 0.0 or (data.reward_clip_high or 0.0) < 0.0:
+        raise UserError("--reward_clip_low must be at most 0, and --reward_clip_high at least 0")
 
-    fits = [len(prompt_ids(tokenizer, prompt)) + answer <= positions for prompt in rows["prompt"]]
+
+def _with_room(rows: Any, tokenizer: Any, positions: int | None, answer: int) -> Any:
+    """Leave out prompts that leave no room for an answer in the model's positions, and say how many."""
+    if positions is None or not hasattr(rows, "select"):
+        return rows
+    lengths = [len(prompt_ids(tokenizer, prompt)) for prompt in rows["prompt"]]
+    fits = [length + answer <= positions for length in lengths]
     if not any(fits):
         raise UserError(
-            f"no prompt leaves room for max_completion_length={answer} tokens in the model's {positions} positions; "
-            "lower --max_completion_length"
+            f"no prompt leaves room for --max_completion_length {answer} in the model's {positions} positions (the "
+            f"shortest prompt has {min(lengths)} tokens); lower it"
         )
-    if not all(fits):
-        left_out = len(fits) - sum(fits)
-        say(
-            f"{left_out:,} of {len(fits):,} prompts ({100 * left_out / len(fits):.1f}%) leave no room for "
-            f"max_completion_length={answer} tokens in the model's {positions} positions and are left out."
-        )
-        return rows.select([i for i, ok in enumerate(fits) if ok])
-    return rows
-
-
-def _closing(folder: str, sft: str) -> str:
-    return "\n".join(
-        [
-            f"Wrote {folder}: the improved policy and its tokenizer.",
-            "Next: compare it with the SFT model on held-out prompts, at several temperatures:",
-            f"  inverselm generate --model_name_or_path {folder} --dataset_name heldout.jsonl --output_file dpr.jsonl",
-            f"  inverselm generate --model_name_or_path {sft} --dataset_name heldout.jsonl --output_file sft.jsonl",
-        ]
+    if all(fits):
+        return rows
+    left_out = len(fits) - sum(fits)
+    say(
+        f"{left_out:,} of {len(fits):,} prompts ({left_out / len(fits):.1%}) are left out: they leave no room for "
+        f"{answer} tokens (--max_completion_length) in the model's {positions} positions."
     )
+    return rows.select([i for i, ok in enumerate(fits) if ok])
+
+
+def _closing(training: Any, sft: str) -> str:
+    options = ("--dataset_name", "<held-out prompts>", "--max_new_tokens", training.max_completion_length)
+    lines = [
+        f"Wrote {training.output_dir}: the improved policy and its tokenizer.",
+        "Next: compare it with the SFT model on held-out prompts, at several temperatures:",
+    ]
+    for model, name in ((training.output_dir, "dpr.jsonl"), (sft, "sft.jsonl")):
+        lines.append(shell("generate", "--model_name_or_path", model, *options, "--output_file", name))
+    return "\n".join(lines)

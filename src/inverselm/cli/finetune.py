@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
 
 from ..errors import UserError
 from ..scorers.checks import check_tokenizer_has_eos
-from ..scorers.markers import BASELINE_FOLDER, write_marker
-from ..training.checkpoints import BaselineCheckpointCallback, last_complete_checkpoint
+from ..scorers.markers import BASELINE_FOLDER, read_marker, write_marker
+from ..training.checkpoints import BaselineCheckpointCallback
 from ..training.iqlearn import IQLearnConfig, IQLearnTrainer
 from ..training.scratch import build_from_scratch, texts_of
 from .arguments import DataArguments, Help, parse
 from .common import (
     check_chat_template,
+    check_run_folder,
+    clear_run_folder,
     lengths_line,
     load_checked,
     load_eval,
-    load_tokenizer,
-    prepare_output_dir,
     quiet_libraries,
-    resume_flag,
     say,
+    shell,
+    train,
 )
+from .models import check_model, check_packages, load_tokenizer, positions_of
 
 
 @dataclass
@@ -76,17 +80,34 @@ def run(command: str, argv: Sequence[str]) -> None:
     kinds = (BaselineArguments, SFTConfig if command == "sft" else IQLearnConfig, ModelConfig)
     data, training, model_args = parse(command, kinds, argv, GUIDES[command])
     quiet_libraries()
-    if bool(data.scratch_config) == bool(model_args.model_name_or_path):
-        raise UserError("pass either --model_name_or_path <model> or --scratch_config <yaml>")
-    prepare_output_dir(training, data.overwrite_output_dir)
-    text_field = training.dataset_text_field
-    rows, found = load_checked(data, "demonstrations", text_field)
-    held_out = load_eval(data, training, "demonstrations", text_field)
-    model, tokenizer = _model_and_tokenizer(data, training, model_args, rows)
-    check_tokenizer_has_eos(tokenizer, model_args.model_name_or_path or data.scratch_config)
-    check_chat_template(tokenizer, "" if training.chat_template_path else found, data.dataset_name)
-    if not training.packing and not data.dataset_streaming and not training.chat_template_path:
-        say(lengths_line(tokenizer, rows, found, training.max_length, text_field))
+    source = model_args.model_name_or_path
+    _check_flags(data, training, model_args)
+    resume = check_run_folder(training, data.overwrite_output_dir, [source])
+    if source:
+        check_model(source, trust_remote_code=training.trust_remote_code)
+        tokenizer = load_tokenizer(source, model_args.model_revision, training.trust_remote_code)
+        check_tokenizer_has_eos(tokenizer, source)
+    text_field, eos = training.dataset_text_field, tokenizer.eos_token if source else None
+    rows, found = load_checked(data, "demonstrations", text_field, eos=eos)
+    held_out = load_eval(data, training, "demonstrations", text_field, eos)
+    _check_steps(data, training, rows)
+    if source:
+        model = source
+        training.model_init_kwargs = _loading(training, model_args)
+    else:
+        texts = texts_of(rows, text_field=text_field)
+        model, tokenizer = build_from_scratch(
+            data.scratch_config, texts, seed=training.seed, max_length=training.max_length
+        )
+        if resume:  # the run's own tokenizer, should the data have changed since
+            tokenizer = load_tokenizer(resume)
+    if not training.chat_template_path:
+        check_chat_template(tokenizer, found, data.dataset_name, "pass --chat_template_path, or a model with one")
+        if not data.dataset_streaming:
+            say(lengths_line(tokenizer, rows, found, training))
+    if training.use_cpu:
+        say(f"Training on the CPU in {'bfloat16' if training.bf16 else 'float32'}.")
+    clear_run_folder(training, data.overwrite_output_dir)
     trainer: Any = (SFTTrainer if command == "sft" else IQLearnTrainer)(
         model=model,
         args=training,
@@ -98,56 +119,68 @@ def run(command: str, argv: Sequence[str]) -> None:
     )
     if data.baseline_fraction:
         trainer.add_callback(BaselineCheckpointCallback(trainer, data.baseline_fraction))
-    resume = resume_flag(training.resume_from_checkpoint)
-    if resume is True:
-        found_checkpoint = last_complete_checkpoint(training.output_dir)
-        if found_checkpoint is None:
-            raise UserError(f"--resume_from_checkpoint: no complete checkpoint in {training.output_dir}")
-        resume = str(found_checkpoint)
-    trainer.train(resume_from_checkpoint=resume)
+    train(trainer, resume)
     trainer.save_model(training.output_dir)
     trainer.save_state()
+    kept = bool(read_marker(Path(training.output_dir) / BASELINE_FOLDER))
     if trainer.accelerator.is_main_process:
-        facts = {"steps": trainer.state.global_step, "base": model_args.model_name_or_path}
+        facts = {"steps": trainer.state.global_step, "base": source}
         if command == "iqlearn":
             facts |= {"td_coef": training.td_coef, "gamma": training.gamma}
-        if data.baseline_fraction:
+        if kept:
             facts["baseline"] = BASELINE_FOLDER
         write_marker(training.output_dir, command, **facts)
-    say(_closing(command, training.output_dir, data))
+    say(_closing(command, training.output_dir, data, kept, positions_of(trainer.model.config)))
     trainer.end()
 
 
-def _model_and_tokenizer(data: Any, training: Any, model_args: Any, rows: Any) -> tuple[Any, Any]:
-    if data.scratch_config:
-        return build_from_scratch(
-            data.scratch_config,
-            texts_of(rows, text_field=training.dataset_text_field),
-            seed=training.seed,
-            max_length=training.max_length,
+def _check_flags(data: Any, training: Any, model_args: Any) -> None:
+    if bool(data.scratch_config) == bool(model_args.model_name_or_path):
+        raise UserError("pass either --model_name_or_path <model> or --scratch_config <yaml>")
+    if data.scratch_config and model_args.use_peft:
+        raise UserError("--use_peft: an adapter of random weights is of no use; leave it out with --scratch_config")
+    if not 0.0 <= data.baseline_fraction < 1.0:
+        raise UserError(f"--baseline_fraction is {data.baseline_fraction}; set it to 0 (none), or below 1")
+    check_packages(model_args, training)
+
+
+def _check_steps(data: Any, training: Any, rows: Any) -> None:
+    """A baseline is an earlier checkpoint, so the run needs two optimiser steps."""
+    if not data.baseline_fraction:
+        return
+    steps = training.max_steps
+    if steps <= 0 and hasattr(rows, "__len__") and not training.packing:
+        batches = math.ceil(len(rows) / (training.train_batch_size * training.world_size))
+        steps = math.ceil(training.num_train_epochs * math.ceil(batches / training.gradient_accumulation_steps))
+    if steps == 1:
+        raise UserError(
+            "the run has one optimiser step, so no earlier checkpoint can be its baseline; raise --max_steps or "
+            "--num_train_epochs, or pass --baseline_fraction 0"
         )
-    training.model_init_kwargs = {
+
+
+def _loading(training: Any, model_args: Any) -> dict[str, Any]:
+    return {
         "revision": model_args.model_revision,
         "trust_remote_code": training.trust_remote_code,
         "attn_implementation": model_args.attn_implementation,
         "dtype": model_args.dtype,
         **(training.model_init_kwargs or {}),
     }
-    name = model_args.model_name_or_path
-    return name, load_tokenizer(name, model_args.model_revision, training.trust_remote_code)
 
 
-def _closing(command: str, folder: str, data: Any) -> str:
+def _closing(command: str, folder: str, data: Any, kept: bool, positions: int | None) -> str:
     lines = [f"Wrote {folder}: the model and its tokenizer."]
-    if data.baseline_fraction:
+    if kept:
         lines.append(f"Wrote {folder}/{BASELINE_FOLDER}: the baseline of its dense reward.")
+    model = ("--model_name_or_path", folder, "--dataset_name")
+    short = [positions // 2] if positions is not None and positions < 1024 else []  # the defaults would not fit
     lines.append("Next:")
-    lines.append(f"  inverselm generate --model_name_or_path {folder} --dataset_name <prompts> --output_file out.jsonl")
-    lines.append(
-        f"  inverselm score --model_name_or_path {folder} --dataset_name {data.dataset_name} --html heatmap.html"
-    )
-    if command == "sft" and data.baseline_fraction:
-        lines.append(
-            f"  inverselm dpr --model_name_or_path {folder} --dataset_name {data.dataset_name} --output_dir runs/dpr"
-        )
+    if kept or command == "iqlearn":
+        lines.append(shell("score", *model, data.dataset_name, "--html", "heatmap.html"))
+    answers = ("--output_file", "answers.jsonl", *(x for n in short for x in ("--max_new_tokens", n)))
+    lines.append(shell("generate", *model, "<prompts>", *answers))
+    if command == "sft" and kept:
+        length = (x for n in short for x in ("--max_completion_length", n))
+        lines.append(shell("dpr", *model, data.dataset_name, "--output_dir", "runs/dpr", *length))
     return "\n".join(lines)

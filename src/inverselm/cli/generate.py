@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..errors import UserError
-from ..evaluation.gsm8k import CalculatorLogitsProcessor
 from ..evaluation.metrics import METRICS, compute_metrics
-from ..inference.generate import generate
-from ..scorers import load_model
 from .arguments import Help, parse
-from .common import load_tokenizer
-from .data import check_demonstrations, load_rows
-from .score import write_jsonl
+from .output import Chunks, check_output_file, in_chunks
+
+DEFAULT_LENGTH = 256
+CHUNK = 4  # batches between two saves
+SETTINGS = ("max_new_tokens", "temperature", "top_p", "num_beams", "calculator", "batch_size", "seed")
 
 
 @dataclass
@@ -33,7 +28,10 @@ class GenerateArguments:
     )
     dataset_split: str = field(default="train", metadata={"help": "Split, or a slice such as train[:100]."})
     output_file: str = field(default="generations.jsonl", metadata={"help": "JSONL to write, one line per answer."})
-    max_new_tokens: int = field(default=256, metadata={"help": "Longest answer, in tokens."})
+    max_new_tokens: int | None = field(
+        default=None,
+        metadata={"help": f"Longest answer, in tokens. Default: {DEFAULT_LENGTH}, or what the model has room for."},
+    )
     temperature: float = field(default=1.0, metadata={"help": "0 is greedy."})
     top_p: float = field(default=1.0, metadata={"help": "Nucleus sampling."})
     num_beams: int = field(default=1, metadata={"help": "Beam search (with --temperature 0)."})
@@ -47,64 +45,146 @@ class GenerateArguments:
         default=None, metadata={"help": "Column with the reference; default: answer, else completion."}
     )
     seed: int = field(default=0, metadata={"help": "Seed of the sampling."})
-    dtype: str = field(default="auto", metadata={"help": "Dtype of the weights: auto, float32, bfloat16."})
+    dtype: str = field(
+        default="auto",
+        metadata={"help": "Dtype of the weights.", "choices": ["auto", "float32", "bfloat16", "float16"]},
+    )
     device: str | None = field(default=None, metadata={"help": "Default: the GPU if there is one."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run a checkpoint's own Python code."})
     overwrite: bool = field(default=False, metadata={"help": "Replace an existing output file."})
+    resume: bool = field(default=False, metadata={"help": "Continue what an interrupted run with these flags wrote."})
 
 
 GUIDE = Help(
     "Sample answers to prompts, and measure them if a metric is named. The same prompts, seed and batch size give the "
-    "same answers. Compare models at several temperatures: each has its own best one.",
+    "same answers. One JSON line per answer: prompt, completion, sample, finished (ended by EOS), reference, settings, "
+    "token_ids. Compare models at several temperatures: each has its own best one.",
     (
         "inverselm generate --model_name_or_path runs/sft --dataset_name heldout.jsonl --temperature 0 "
-        "--metrics gsm8k --output_file greedy.jsonl",
+        "\\\n      --metrics gsm8k --output_file greedy.jsonl",
         "inverselm generate --model_name_or_path runs/dpr --dataset_name test.jsonl --num_return 4 --metrics bleu chrf",
     ),
-    (),
 )
 
 
 def run(command: str, argv: Sequence[str]) -> None:
     """Parse, check, sample, write, measure."""
     (args,) = parse(command, (GenerateArguments,), argv, GUIDE)
+    from .models import check_model, load_tokenizer, positions_of, resolve_device
+
+    _check_flags(args)
+    check_output_file(args.output_file, overwrite=args.overwrite, inputs=[args.dataset_name], flag="--output_file ")
+    config = check_model(args.model_name_or_path, trust_remote_code=args.trust_remote_code)
+    rows, references = _prompts(args)
+    tokenizer = load_tokenizer(args.model_name_or_path, trust_remote_code=args.trust_remote_code)
+    args.max_new_tokens = _room(rows, tokenizer, None if config.is_encoder_decoder else positions_of(config), args)
+    settings = {name: getattr(args, name) for name in SETTINGS}
+    run_of = {**settings, "model": args.model_name_or_path, "data": args.dataset_name, "split": args.dataset_split}
+    output = Chunks(args.output_file, {**run_of, "samples": args.num_return, "rows": len(rows)}, args.resume)
+    device = resolve_device(args.device)
+    with output.interruptible():
+        model: Any = _load(args, device)
+        for part in in_chunks(len(rows), CHUNK * args.batch_size, output.chunks_done, "Generating", "prompt"):
+            answers = _sample(model, tokenizer, [rows[i]["prompt"] for i in part], args, seed_of=output.chunks_done)
+            output.write(_records(rows, references, part, answers, settings))
+    texts: list[list[str]] = [[] for _ in rows]
+    finished = 0
+    for number, record in enumerate(output.records()):
+        texts[number // args.num_return].append(record["completion"])
+        finished += record["finished"]
+    output.finish()
+    count = sum(map(len, texts))
+    cut = 1 - finished / count
+    print(f"Wrote {args.output_file}: {count:,} answers to {len(texts):,} prompts; {cut:.1%} truncated.")
+    if references is not None:
+        for name, value in compute_metrics(args.metrics, texts, references).items():
+            print(f"  {name}: {value:.4g}")
+    from .common import shell
+
+    scored = ("--dataset_name", args.output_file, "--html", "heatmap.html")
+    print("Next:\n" + shell("score", "--model_name_or_path", "<SFT folder>", *scored))
+
+
+def _check_flags(args: Any) -> None:
+    from .models import check_positive
+
     unknown = [name for name in args.metrics if name not in METRICS]
     if unknown:
         raise UserError(f"unknown metric {unknown[0]}; known: {', '.join(METRICS)}")
     if not args.dataset_name:
         raise UserError("no prompts: pass --dataset_name <file, folder or hub dataset>")
-    output = Path(args.output_file)
-    if output.exists() and not args.overwrite:
-        raise UserError(f"{output} exists; pass --overwrite, or name another --output_file")
+    check_positive(args, ("max_new_tokens", "num_beams", "num_return", "batch_size"))
+    if args.temperature < 0:
+        raise UserError(f"--temperature is {args.temperature}; set it to 0 (greedy) or more")
+    if not 0 < args.top_p <= 1:
+        raise UserError(f"--top_p is {args.top_p}; set it above 0 and at most 1")
+    if args.num_beams > 1 and (args.temperature > 0 or args.calculator):
+        raise UserError("--num_beams is beam search: it needs --temperature 0, and does not work with --calculator")
+    if args.temperature == 0 and args.num_return > args.num_beams:
+        raise UserError(f"--temperature 0 gives {args.num_beams} different answers; lower --num_return")
+
+
+def _prompts(args: Any) -> tuple[list[dict[str, Any]], list[str] | None]:
+    from .data import check_demonstrations, load_rows
+
     rows = load_rows(args.dataset_name, split=args.dataset_split)
     check_demonstrations(rows, args.dataset_name, need="prompts")
-    references = _references(rows, args) if args.metrics else None
-    tokenizer = load_tokenizer(args.model_name_or_path, trust_remote_code=args.trust_remote_code)
+    references = None
+    if args.metrics:
+        references = _references(rows, args)
+        head = references if "gsm8k" in args.metrics else references[:1]
+        compute_metrics(args.metrics, [[""]] * len(head), head)  # unusable references and missing packages, now
+    return [{"prompt": prompt} for prompt in rows["prompt"]], references
+
+
+def _room(rows: list[dict[str, Any]], tokenizer: Any, positions: int | None, args: Any) -> int:
+    """The longest answer that every prompt leaves room for, at most what was asked for."""
+    from ..scorers.text import prompt_ids
+    from .common import check_chat_template
+
+    kind = "prompt" if isinstance(rows[0]["prompt"], str) else "conversational-prompt"
+    check_chat_template(tokenizer, kind, args.dataset_name)
+    wanted = args.max_new_tokens or DEFAULT_LENGTH
+    if positions is None:
+        return wanted
+    longest, row = max((len(prompt_ids(tokenizer, r["prompt"])), -i) for i, r in enumerate(rows))
+    room = positions - longest
+    if room < 1 or (args.max_new_tokens and room < wanted):
+        fix = "shorten it" if room < 1 else f"shorten it, or lower --max_new_tokens to {room}"
+        raise UserError(
+            f"{args.dataset_name}: prompt {1 - row} has {longest:,} tokens, which leaves no room for "
+            f"{wanted if args.max_new_tokens else 1} more in the model's {positions:,} positions; {fix}"
+        )
+    if room < wanted:
+        print(f"Answers have at most {room} tokens: the model has {positions:,} positions.")
+    return min(room, wanted)
+
+
+def _load(args: Any, device: str) -> Any:
+    from ..scorers import load_model
+
     model: Any = load_model(args.model_name_or_path, dtype=args.dtype, trust_remote_code=args.trust_remote_code)
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    answers = generate(
-        model.to(device),
+    return model.to(device)
+
+
+def _sample(model: Any, tokenizer: Any, prompts: list[Any], args: Any, seed_of: int) -> Any:
+    from ..evaluation.gsm8k import CalculatorLogitsProcessor
+    from ..inference.generate import generate
+
+    return generate(
+        model,
         tokenizer,
-        rows["prompt"],
+        prompts,
         max_new_tokens=args.max_new_tokens,
         temperature=args.temperature,
         top_p=args.top_p,
         num_beams=args.num_beams,
         num_return=args.num_return,
         batch_size=args.batch_size,
-        seed=args.seed,
+        seed=args.seed + 1_000_000_007 * seed_of,
         logits_processor=CalculatorLogitsProcessor if args.calculator else None,
+        progress=False,
     )
-    settings = {k: v for k, v in dataclasses.asdict(args).items() if k in ("temperature", "top_p", "num_beams", "seed")}
-    write_jsonl(output, _records(rows, references, answers, settings))
-    flat = [answer for group in answers for answer in group]
-    cut = sum(not answer.finished for answer in flat) / len(flat)
-    print(f"Wrote {output}: {len(flat):,} answers to {len(answers):,} prompts; {cut:.1%} truncated.")
-    if references is not None:
-        texts = [[answer.text for answer in group] for group in answers]
-        for name, value in compute_metrics(args.metrics, texts, references).items():
-            print(f"  {name}: {value:.4g}")
-    print(f"Next: inverselm score --model_name_or_path <SFT folder> --dataset_name {output} --html heatmap.html")
 
 
 def _references(rows: Any, args: Any) -> list[str]:
@@ -114,16 +194,18 @@ def _references(rows: Any, args: Any) -> list[str]:
             values = list(rows[name])
             bad = next((i for i, value in enumerate(values) if not isinstance(value, str)), None)
             if bad is not None:
-                raise UserError(f"{args.dataset_name}: row {bad + 1}: the reference in {name} is no string")
+                where = rows[bad].get("__line__") or f"{args.dataset_name}: row {bad + 1}"
+                raise UserError(f"{where}: the reference in '{name}' is not text")
             return values
+    there = ", ".join(f"'{name}'" for name in rows.column_names if name != "__line__")
     raise UserError(
-        f"{args.dataset_name}: --metrics needs a reference column ({' or '.join(names)}); there are: "
-        f"{', '.join(c for c in rows.column_names if c != '__line__')}. Name it with --reference_column."
+        f"{args.dataset_name}: --metrics needs a column with references ({' or '.join(names)}), but has {there}; "
+        "name it with --reference_column"
     )
 
 
-def _records(rows: Any, references: Any, answers: Any, settings: dict[str, Any]) -> Any:
-    for i, group in enumerate(answers):
+def _records(rows: Any, references: Any, part: range, answers: Any, settings: dict[str, Any]) -> Any:
+    for i, group in zip(part, answers, strict=True):
         for k, answer in enumerate(group):
             item = {"prompt": rows[i]["prompt"], "completion": answer.text, "sample": k, "finished": answer.finished}
             if references is not None:

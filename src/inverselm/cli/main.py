@@ -61,10 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"inverselm {command}: error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(
-            f"\ninverselm {command}: stopped. Training continues with --resume_from_checkpoint True.", file=sys.stderr
-        )
+    except KeyboardInterrupt as stop:
+        print(f"\ninverselm {command}: stopped. {stop}".rstrip(), file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -42,6 +42,8 @@ def _check_resume(folder: Path, resume: bool | str | Path) -> None:
     if resume is True:
         if not any(p.is_dir() for p in folder.glob("checkpoint-*")):
             raise UserError(f"--resume_from_checkpoint: {folder} holds no checkpoint-* folder to continue from")
+    elif not Path(resume).expanduser().is_dir():
+        raise UserError(f"--resume_from_checkpoint {resume}: no such folder; pass True, or a checkpoint folder")
     elif not (Path(resume).expanduser() / "trainer_state.json").is_file():
         raise UserError(f"--resume_from_checkpoint {resume}: not a training checkpoint (it has no trainer_state.json)")
 
@@ -94,7 +96,8 @@ def report_lengths(
             f"{longest:,}), so nothing is left to train on; raise --max_length"
         )
     if not cut and not dropped:
-        return f"{prefix}all {total:,} rows fit into max_length={max_length} tokens (the longest has {longest:,})."
+        whole = f"all {total:,} rows fit" if total > 1 else "the only row fits"
+        return f"{prefix}{whole} into max_length={max_length} tokens (the longest has {longest:,})."
     return prefix + " ".join(filter(None, (_cut(cut, total, max_length), _dropped(dropped, total, max_length))))
 
 

@@ -96,7 +96,7 @@ def evaluate(
     diversity = None
     if temperature and samples > 1 and not calculator:
         texts = [[answer.text for answer in group] for group in answers]
-        diversity = compute_metrics(["diversity"], texts, [p["answer"] for p in problems])["self_bleu_n4"]
+        diversity = compute_metrics(["diversity"], texts, [p["answer"] for p in problems]).get("self_bleu_n4")
     return Result(
         model=name,
         temperature=temperature,

@@ -56,12 +56,14 @@ def commands(folder: Path, size: Size, seed: int) -> dict[str, list[str]]:
     train, scratch = folder / "data" / "train.jsonl", files("inverselm.demo") / "tiny.yaml"
     shared = [
         *("--dataset_name", str(train), "--gradient_checkpointing", "False", *_precision()),
-        *("--logging_steps", "10", "--save_strategy", "no", "--seed", str(seed), "--report_to", "none"),
+        *("--logging_steps", "10" if size.steps >= 100 else "1", "--save_strategy", "no"),
+        *("--seed", str(seed), "--report_to", "none"),
     ]
     supervised = [
         *("--scratch_config", str(scratch), "--max_length", "192", "--max_steps", str(size.steps)),
         *("--per_device_train_batch_size", "64", "--learning_rate", "3e-3", "--lr_scheduler_type", "cosine"),
-        *("--warmup_steps", "30", "--pad_to_multiple_of", "32", *shared),
+        *("--warmup_steps", "30", "--pad_to_multiple_of", "16", "--train_sampling_strategy", "group_by_length"),
+        *shared,
     ]
     return {
         "sft": ["sft", *supervised, "--output_dir", str(folder / "sft")],

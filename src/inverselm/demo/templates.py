@@ -44,7 +44,7 @@ class Template:
 
 
 _SMALL = (2, 9)
-_LARGE = (2, 80)
+_LARGE = (2, 40)
 
 TEMPLATES = (
     Template(

@@ -111,14 +111,17 @@ def _with_adapter(model: Any, adapter: Any) -> Iterator[None]:
     if adapter is ACTIVE:
         yield
         return
-    if adapter is None:
-        with model.disable_adapter():
-            yield
-        return
+    # switching adapters makes PEFT set requires_grad: on for the active one, off for the others
+    trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     previous = model.active_adapter
-    model.set_adapter(adapter)
     try:
-        yield
+        if adapter is None:
+            with model.disable_adapter():
+                yield
+        else:
+            model.set_adapter(adapter)
+            yield
     finally:
-        # puts requires_grad back too: on for the policy's adapter, off for the frozen one
         model.set_adapter(previous)
+        for parameter, flag in trainable:
+            parameter.requires_grad_(flag)

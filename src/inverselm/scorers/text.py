@@ -37,8 +37,9 @@ def encode_pair(tokenizer: Any, prompt: Any, completion: Any, add_eos: bool = Tr
         return _split(prompt_ids(tokenizer, prompt), tokenizer(text=prompt + completion)["input_ids"])
     if isinstance(prompt, list):
         answer = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else list(completion)
+        asked = prompt_ids(tokenizer, prompt)
         whole = tokenizer.apply_chat_template(prompt + answer, tokenize=True, return_dict=True)["input_ids"]
-        ids = _split(prompt_ids(tokenizer, prompt), whole)
+        ids = _split(asked, whole)
         return EncodedPair(ids.prompt_ids, _up_to_eos(tokenizer, ids.completion_ids, keep_eos=add_eos))
     raise UserError("Prompt and completion must be of one kind: two strings, or two lists of chat messages.")
 

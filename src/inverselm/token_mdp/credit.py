@@ -108,7 +108,7 @@ def _others_mean(
 def scale_advantages(
     advantages: Float[Tensor, "B T"], action_mask: Bool[Tensor, "B T"], kind: str = "none", eps: float = 1e-6
 ) -> Float[Tensor, "B T"]:
-    """ "none", or "std": divide by the standard deviation over all actions of the batch.
+    """Kind "none", or "std": divide by the standard deviation over all actions of the batch (if there is any).
 
     Raises:
         ValueError: unknown kind.
@@ -117,7 +117,8 @@ def scale_advantages(
         return advantages
     if kind == "std":
         mean = masked_mean(advantages, action_mask)
-        return advantages / (masked_mean((advantages - mean).square(), action_mask).sqrt() + eps)
+        std = masked_mean((advantages - mean).square(), action_mask).sqrt()
+        return torch.where(std > eps, advantages / (std + eps), advantages)
     raise ValueError(f"advantage scale must be one of {SCALES}, not {kind!r}.")
 
 

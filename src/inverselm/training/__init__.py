@@ -10,7 +10,7 @@ _EXPORTS = {
     "IQLearnConfig": ".iqlearn",
     "IQLearnTrainer": ".iqlearn",
     "build_from_scratch": ".scratch",
-    "find_baseline": ".checkpoints",
+    "find_baseline": "..scorers.markers",
     "last_complete_checkpoint": ".checkpoints",
 }
 __all__ = sorted(_EXPORTS)
