@@ -15,7 +15,7 @@ for split in val test; do
   for temperature in 0 0.5 1; do
     for model in sft iqlearn dpr; do
       inverselm generate --model_name_or_path "$work/$model" --dataset_name "$work/$split.jsonl" \
-        --temperature $temperature --max_new_tokens 64 --batch_size 128 --overwrite True \
+        --metrics bleu chrf --temperature $temperature --max_new_tokens 64 --batch_size 128 --overwrite True \
         --output_file "$work/$split-T$temperature-$model.jsonl"
     done
     python recipes/multi30k/compare.py "$work/$split-T$temperature-"{sft,iqlearn,dpr}.jsonl

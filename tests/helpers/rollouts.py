@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+
 from helpers.data import sums, tiny_for, toy_tokenizer
 from helpers.mdp import naive_returns
 from helpers.training import arguments, make
-
 from inverselm.scorers import FrozenLM, TokenReward
 from inverselm.training.dense_path import DensePathConfig, DensePathTrainer
 

@@ -1,7 +1,8 @@
 import pytest
 import torch
-from helpers.data import text_tokenizer, tiny_for
 from peft import LoraConfig, get_peft_model
+
+from helpers.data import text_tokenizer, tiny_for
 
 
 @pytest.fixture(scope="session")

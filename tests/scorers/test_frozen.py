@@ -5,10 +5,10 @@ import json
 
 import pytest
 import torch
-from helpers.data import sums, text_tokenizer, tiny_for
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from helpers.data import sums, text_tokenizer, tiny_for
 from inverselm.errors import UserError
 from inverselm.scorers import FrozenLM, TokenReward, load_adapters, load_frozen, load_model
 from inverselm.scorers.frozen import ACTIVE
@@ -132,8 +132,8 @@ def test_what_is_missing_is_named(checkpoints, adapters, tmp_path):
     refuses("empty", checkpoints / "sft", tmp_path / "empty")
     with pytest.raises(UserError, match="baseline"):
         TokenReward(text_tokenizer(), FrozenLM(tiny_for(text_tokenizer())), [])
+    frozen = [FrozenLM(tiny_for(text_tokenizer(), seed)) for seed in range(3)]
     with pytest.raises(UserError, match="centred"):
-        frozen = [FrozenLM(tiny_for(text_tokenizer(), seed)) for seed in range(3)]
         TokenReward(text_tokenizer(), frozen[0], frozen[1:], centred=True)
 
 

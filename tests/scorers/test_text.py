@@ -1,8 +1,11 @@
 """Token spans tile the text, whatever bytes tokens hold; pairs are encoded as TRL's SFT does."""
 
 import random
+from itertools import pairwise
 
 import pytest
+from trl import SFTConfig, SFTTrainer
+
 from helpers.data import (
     chat_pairs,
     chat_tokenizer,
@@ -12,8 +15,6 @@ from helpers.data import (
     tiny_for,
 )
 from helpers.training import arguments, make
-from trl import SFTConfig, SFTTrainer
-
 from inverselm.errors import UserError
 from inverselm.scorers import encode_pair, token_spans
 
@@ -36,7 +37,7 @@ def test_spans_tile_the_text(text):
     assert found == text
     assert len(spans) == len(ids)
     assert "".join(text[a:b] for a, b in spans) == text
-    assert all(a[1] == b[0] for a, b in zip(spans, spans[1:], strict=False))
+    assert all(a[1] == b[0] for a, b in pairwise(spans))
     assert not spans or (spans[0][0], spans[-1][1]) == (0, len(text))
 
 
@@ -75,7 +76,7 @@ def test_any_sampled_ids_have_spans():
         text, spans = token_spans(tokenizer, ids)
         assert text == tokenizer.decode(ids)
         assert "".join(text[a:b] for a, b in spans) == text
-        assert all(a[1] == b[0] for a, b in zip(spans, spans[1:], strict=False))
+        assert all(a[1] == b[0] for a, b in pairwise(spans))
 
 
 def test_the_replacement_character_itself_belongs_to_its_token():

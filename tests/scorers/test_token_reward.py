@@ -4,10 +4,10 @@ import random
 
 import pytest
 import torch
-from helpers.data import chat_tokenizer, chats, sums, text_tokenizer, tiny_for
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from helpers.data import chat_tokenizer, chats, sums, text_tokenizer, tiny_for
 from inverselm.errors import UserError
 from inverselm.scorers import FrozenLM, QFunctionReward, TokenReward, load_adapters
 

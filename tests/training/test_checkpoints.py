@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.data import sums, text_tokenizer, tiny_for
-from helpers.training import arguments, assert_same_weights, make
 from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
+from helpers.data import sums, text_tokenizer, tiny_for
+from helpers.training import arguments, assert_same_weights, make
 from inverselm.errors import UserError
 from inverselm.scorers.markers import read_marker, write_marker
 from inverselm.training import BaselineCheckpointCallback, find_baseline, last_complete_checkpoint
@@ -78,7 +78,9 @@ def test_a_lora_runs_baseline_is_the_adapter_alone(tmp_path):
     assert_same_weights(load("baseline"), load("checkpoint-2"), atol=0)
     moved = [
         (a - b).abs().max().item()
-        for (n, a), (_, b) in zip(load("baseline").named_parameters(), load("checkpoint-4").named_parameters())
+        for (n, a), (_, b) in zip(
+            load("baseline").named_parameters(), load("checkpoint-4").named_parameters(), strict=True
+        )
         if "lora_B" in n
     ]
     assert min(moved) > 0

@@ -1,15 +1,16 @@
 """The loss of IQLearnTrainer is the definition's, however the demonstrations are cut into batches."""
 
 import copy
+from itertools import pairwise
 
 import pytest
 import torch
 from datasets import Dataset
+
 from helpers.data import chat_tokenizer, chats, clean_chat_tokenizer, sums, text_tokenizer, texts, tiny_for
 from helpers.mdp import Document
 from helpers.mdp import steps as naive_steps
 from helpers.training import arguments, assert_same_steps, assert_same_weights, make, steps
-
 from inverselm.training.iqlearn import IQLearnConfig, IQLearnTrainer
 
 FULL = {"td_coef": 0.5, "gamma": 0.9, "mle_warmup_steps": 0, "td_anneal_steps": 0}
@@ -32,7 +33,7 @@ def documents(batch, model):
             spans = [batch["attention_mask"][row].nonzero().flatten().tolist()]
         else:
             starts = [*(batch["position_ids"][row] == 0).nonzero().flatten().tolist(), len(ids)]
-            spans = [list(range(a, b)) for a, b in zip(starts, starts[1:], strict=False)]
+            spans = [list(range(a, b)) for a, b in pairwise(starts)]
         for span in spans:
             with torch.no_grad():
                 logits = exact(input_ids=ids[span][None]).logits[0]
@@ -41,7 +42,7 @@ def documents(batch, model):
 
 
 def naive_loss(batch, model, eos, td_coef, gamma):
-    """Mean of -log pi + lambda (Q - gamma V')^2 over the actions, in plain Python; and how many rows are bootstrapped."""
+    """Mean of -log pi + lambda (Q - gamma V')^2 over the actions, in plain Python; how many rows are bootstrapped."""
     each = [naive_steps(document, [eos]) for document in documents(batch, model)]
     found = [step for found in each for step in found]
     cut = sum(found[-1].next_column is not None for found in each)

@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 from datasets import Dataset
-from helpers.data import chat_tokenizer, chats, sums, text_tokenizer, texts, tiny_for
-from helpers.training import arguments, make, steps
 from scipy import stats as scipy_stats
 from trl import SFTConfig
 
+from helpers.data import chat_tokenizer, chats, sums, text_tokenizer, texts, tiny_for
+from helpers.training import arguments, make, steps
 from inverselm.errors import UserError
 from inverselm.training.iqlearn import IQLearnConfig, IQLearnTrainer
 

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from helpers.data import chat_pairs, chat_tokenizer, chats, clean_chat_tokenizer, sums, text_tokenizer, texts, tiny_for
-from helpers.training import arguments, assert_same_steps, assert_same_weights, make, steps, weights_moved
 from peft import LoraConfig
 from trl import SFTConfig, SFTTrainer
 
+from helpers.data import chat_pairs, chat_tokenizer, chats, clean_chat_tokenizer, sums, text_tokenizer, texts, tiny_for
+from helpers.training import arguments, assert_same_steps, assert_same_weights, make, steps, weights_moved
 from inverselm.training.iqlearn import IQLearnConfig, IQLearnTrainer
 
 LOGGED = ("loss", "grad_norm", "entropy", "mean_token_accuracy", "num_tokens")

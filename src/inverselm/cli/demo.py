@@ -26,10 +26,11 @@ class DemoArguments:
 
 
 GUIDE = Help(
-    "Generates arithmetic word problems in GSM8K's format (some demonstrations wrong or sloppy, as real data is), trains "
-    "a small model from scratch with SFT, recovers its dense token reward, improves it with Dense-Path REINFORCE, trains "
-    "IQLearn beside it, and measures all three on held-out problems with and without the calculator at several "
-    "temperatures. Ends with one table and one self-contained HTML page. Needs no hub and no data files.",
+    "Generates arithmetic word problems in GSM8K's format (some demonstrations wrong or sloppy, as real data is), "
+    "trains a small model from scratch with SFT, recovers its dense token reward, improves it with Dense-Path "
+    "REINFORCE, trains IQLearn beside it, and measures all three on held-out problems with and without the "
+    "calculator at several temperatures. Ends with one table and one self-contained HTML page. Needs no hub and no "
+    "data files.",
     ("inverselm demo", "inverselm demo --output_dir demo-seed1 --seed 1"),
     (),
 )

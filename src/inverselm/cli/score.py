@@ -253,8 +253,8 @@ def _closing(args: Any, kind: str) -> str:
     from .common import shell
 
     model = ("--model_name_or_path", args.model_name_or_path, "--dataset_name")
-    if not args.html:
-        return "Next:\n" + shell("score", *model, args.dataset_name or "<answers>", "--html", "heatmap.html")
+    if args.prompt is not None:
+        return "Next:\n" + shell("score", *model, "<answers>", "--html", "heatmap.html")
     if kind == "log_ratio":
         return "Next:\n" + shell("dpr", *model, "<prompts>", "--output_dir", "runs/dpr")
     return "Next: keep, drop or rank answers by their `reward`."

@@ -86,9 +86,9 @@ def build_page(
     page.text(
         f"Demonstrations are word problems in GSM8K's format; {ERROR_RATE:.0%} of them are wrong and {SLOPPY_RATE:.0%} "
         f"sloppy, as real data is. A small model was trained on them from scratch by SFT and by IQLearn ({size.steps} "
-        f"steps each). The SFT run contains a token reward, log π_SFT − log π_baseline, with which Dense-Path REINFORCE "
-        f"(DPR) trained the SFT model for {size.dpr_steps} more steps. One seed and one small model: read it as a tour, "
-        "not as evidence for or against a method."
+        f"steps each). The SFT run contains a token reward, log π_SFT − log π_baseline, with which Dense-Path "
+        f"REINFORCE (DPR) trained the SFT model for {size.dpr_steps} more steps. One seed and one small model: read "
+        "it as a tour, not as evidence for or against a method."
     )
     page.heading("What came out")
     for line in verdicts(results):

@@ -61,9 +61,8 @@ def commands(folder: Path, size: Size, seed: int) -> dict[str, list[str]]:
     ]
     supervised = [
         *("--scratch_config", str(scratch), "--max_length", "192", "--max_steps", str(size.steps)),
-        *("--per_device_train_batch_size", "64", "--learning_rate", "3e-3", "--lr_scheduler_type", "cosine"),
-        *("--warmup_steps", "30", "--pad_to_multiple_of", "16", "--train_sampling_strategy", "group_by_length"),
-        *shared,
+        *("--per_device_train_batch_size", "32", "--learning_rate", "3e-3", "--lr_scheduler_type", "cosine"),
+        *("--warmup_steps", "30", "--pad_to_multiple_of", "16", *shared),
     ]
     return {
         "sft": ["sft", *supervised, "--output_dir", str(folder / "sft")],

@@ -44,7 +44,7 @@ class Template:
 
 
 _SMALL = (2, 9)
-_LARGE = (2, 40)
+_LARGE = (2, 30)
 
 TEMPLATES = (
     Template(

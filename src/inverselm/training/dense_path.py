@@ -212,6 +212,7 @@ class DensePathTrainer(GRPOTrainer):
             mask = mask & output["tool_mask"].bool()
         width = mask.size(1)
         rewards = _padded([s.rewards for s in self._scores], width, mask.device)
+        rewards = torch.where(mask, rewards, 0.0)  # mask_truncated_completions leaves whole answers out
         reference = _padded([s.ref_log_prob for s in self._scores], width, mask.device)
         log_prob = self._rollout_log_prob(output)
         output["advantages"] = self._advantages(rewards, log_prob, reference, mask)
@@ -247,14 +248,16 @@ class DensePathTrainer(GRPOTrainer):
         rewards = add_to_last_action(rewards, (outside * weights).sum(dim=1), mask)
         if args.kl_in == "reward" and args.kl_coef:
             rewards = kl_in_reward(rewards, log_prob, reference, args.kl_coef, args.kl_estimator)
+        group_size = self.num_generations if self.model.training else self.num_generations_eval
+        alone = group_size == 1 and args.variance_reduction == "leave_one_out"  # in evaluation there may be no others
         result = advantages(
             rewards,
             mask,
             credit=args.credit,
             gamma=args.gamma,
-            variance_reduction=args.variance_reduction,
+            variance_reduction="none" if alone else args.variance_reduction,
             scale=args.advantage_scale,
-            group_size=self.num_generations if self.model.training else self.num_generations_eval,
+            group_size=group_size,
         )
         rows = result.size(0) // self.accelerator.num_processes
         mine = slice(self.accelerator.process_index * rows, (self.accelerator.process_index + 1) * rows)
@@ -321,9 +324,14 @@ class DensePathTrainer(GRPOTrainer):
         span = self.args.steps_per_rollout
         if resume_from_checkpoint is True:
             found = last_complete_checkpoint(self.args.output_dir, multiple_of=span)
+            if found is None and last_complete_checkpoint(self.args.output_dir):
+                logger.warning(
+                    f"No checkpoint in {self.args.output_dir} lies at the end of a rollout (a step that divides by "
+                    f"{span}), so this run starts from the beginning."
+                )
             resume_from_checkpoint = None if found is None else str(found)
-        elif isinstance(resume_from_checkpoint, str) and span > 1:
-            step = resume_from_checkpoint.rstrip("/").rsplit("-", 1)[-1]
+        elif resume_from_checkpoint and span > 1:
+            step = str(resume_from_checkpoint).rstrip("/").rsplit("-", 1)[-1]
             if step.isdigit() and int(step) % span:
                 raise UserError(
                     f"{resume_from_checkpoint} lies inside a rollout of {span} optimiser steps, whose samples are not "

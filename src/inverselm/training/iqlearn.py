@@ -17,8 +17,10 @@ from ..errors import UserError
 from ..objectives import Loss, entropy_regularised_mle, iqlearn, td_coef_at
 from ..scorers.tokens import eos_token_ids, tokens_after_eos
 from ..token_mdp import TokenBatch, TokenStats, stats_from_logits, token_logits
+from ..token_mdp.batch import first_actions
 
 logger = logging.get_logger(__name__)
+_PER_EPISODE = ("value_first",)  # means over episodes; all other metrics are means over actions
 
 
 @dataclass
@@ -234,20 +236,22 @@ class IQLearnTrainer(SFTTrainer):
         )
 
     def _record(self, batch: TokenBatch, stats: TokenStats, metrics: dict[str, Tensor]) -> None:
-        """Average over the actions of all processes, under TRL's names where TRL has one."""
+        """Average over the actions (or episodes) of all processes, under TRL's names where TRL has one."""
         mode = "train" if self.model.training else "eval"
         count = stats.num_actions
-        sums = {name: value * count for name, value in metrics.items()}
+        episodes = first_actions(stats.action_mask, stats.document_ids).sum()
+        sums = {name: value * (episodes if name in _PER_EPISODE else count) for name, value in metrics.items()}
         assert stats.entropy is not None
         assert stats.greedy is not None
         sums["entropy"] = stats.entropy.detach().sum()
         sums["mean_token_accuracy"] = stats.greedy.sum()
-        local = torch.stack([count.float(), batch.attention_mask.sum().float(), *(v.float() for v in sums.values())])
-        total = self.accelerator.gather_for_metrics(local.unsqueeze(0)).sum(dim=0).tolist()
-        for name, value in zip(sums, total[2:], strict=True):
-            self._metrics[mode][name].append(value / total[0] if total[0] else 0.0)
+        local = torch.stack([x.float() for x in (count, episodes, batch.attention_mask.sum(), *sums.values())])
+        actions, episodes, tokens, *total = self.accelerator.gather_for_metrics(local.unsqueeze(0)).sum(dim=0).tolist()
+        for name, value in zip(sums, total, strict=True):
+            of = episodes if name in _PER_EPISODE else actions
+            self._metrics[mode][name].append(value / of if of else 0.0)
         if mode == "train":
-            self._total_train_tokens += int(total[1]) // self._tp_size
+            self._total_train_tokens += int(tokens) // self._tp_size
             if self.args.td_coef:
                 self._metrics[mode]["td_coef"].append(self.td_coef())
         self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
