@@ -19,10 +19,11 @@ SFT, BASELINE, ELSEWHERE = 0, 1, 2
 
 
 class Watched(DensePathTrainer):
-    """Keeps every rollout: the sampled ids and what the trainer made of them."""
+    """Keeps every rollout, the sampled ids and what the trainer made of them, and every micro-batch with its loss."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.seen: list[dict[str, Any]] = []
+        self.losses: list[tuple[dict[str, Any], float]] = []
         super().__init__(*args, **kwargs)
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
@@ -30,6 +31,11 @@ class Watched(DensePathTrainer):
         prompts, completions, _ = self._rollout
         self.seen.append({"prompts": prompts, "completions": completions, **output})
         return output
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        loss = super()._compute_loss(model, inputs)
+        self.losses.append((inputs, loss.item()))
+        return loss
 
 
 def toy_reward(tokenizer: Any = None) -> TokenReward:

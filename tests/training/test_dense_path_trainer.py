@@ -96,6 +96,19 @@ def test_kl_in_the_loss(tmp_path, estimator, cut):
     check_step(trainer, seen, advantages, 0.3, estimator)
 
 
+def test_kl_in_the_loss_of_a_part_of_a_rollout(tmp_path):
+    """Half of the rollout for each step: the policy term and the KL are both divided by half of its tokens."""
+    trainer, seen = trained(
+        tmp_path, kl_coef=0.3, kl_in="loss", kl_estimator="k2", steps_per_generation=2, per_device_train_batch_size=4
+    )
+    inputs, loss = trainer.losses[0]
+    mask = inputs["completion_mask"].bool()
+    gap = inputs["old_per_token_logps"] - inputs["ref_per_token_logps"]
+    total = (0.3 * gap.square() / 2 - inputs["advantages"])[mask].sum().item()
+    assert mask.size(0) == 4
+    assert loss == pytest.approx(total / (sum(map(len, seen["completions"])) / 2), rel=1e-4)
+
+
 @pytest.mark.parametrize("estimator", ["k2", "k3"])
 def test_other_kl_estimators_in_the_reward(tmp_path, estimator):
     _, seen = trained(tmp_path, kl_coef=0.3, kl_estimator=estimator)

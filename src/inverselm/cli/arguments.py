@@ -112,7 +112,8 @@ def parse(command: str, kinds: Sequence[type], argv: Sequence[str], guide: Help)
     if strays:
         raise UserError(f"{strays[0]!r} belongs to no flag; quote values with spaces, and begin flags with --")
     _fit_to_machine(parser, kinds)
-    warnings.filterwarnings("ignore", message=".*gradient_checkpointing(_enable)?. is deprecated.*")  # TRL's own default
+    # TRL sets the deprecated name itself
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing(_enable|_disable)?. is deprecated.*")
     try:
         return tuple(parser.parse_args_and_config(given, fail_with_unknown_args=True))
     except UserError:

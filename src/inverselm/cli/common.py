@@ -205,5 +205,7 @@ def quiet_libraries() -> None:
         warnings.filterwarnings("ignore", message=text)
     if not sys.stderr.isatty():
         import datasets
+        from transformers.utils.logging import disable_progress_bar
 
         datasets.disable_progress_bars()
+        disable_progress_bar()

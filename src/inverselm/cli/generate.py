@@ -70,8 +70,10 @@ GUIDE = Help(
 def run(command: str, argv: Sequence[str]) -> None:
     """Parse, check, sample, write, measure."""
     (args,) = parse(command, (GenerateArguments,), argv, GUIDE)
+    from .common import quiet_libraries
     from .models import check_model, load_tokenizer, positions_of, resolve_device
 
+    quiet_libraries()
     _check_flags(args)
     check_output_file(args.output_file, overwrite=args.overwrite, inputs=[args.dataset_name], flag="--output_file ")
     config = check_model(args.model_name_or_path, trust_remote_code=args.trust_remote_code)

@@ -58,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         module = importlib.import_module(f".{COMMANDS[command][0]}", __package__)
         module.run(command, rest)
+        sys.stdout.flush()
     except UserError as error:
         print(f"inverselm {command}: error: {error}", file=sys.stderr)
         return 2

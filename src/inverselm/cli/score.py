@@ -84,6 +84,10 @@ GUIDE = Help(
 def run(command: str, argv: Sequence[str]) -> None:
     """Parse, check, score, write."""
     (args,) = parse(command, (ScoreArguments,), argv, GUIDE)
+    from .common import quiet_libraries
+    from .models import resolve_device
+
+    quiet_libraries()
     _check_flags(args)
     single = args.prompt is not None
     output = args.output_file or (None if single else "scores.jsonl")
@@ -93,9 +97,7 @@ def run(command: str, argv: Sequence[str]) -> None:
     rows = _with_room(rows, args, config)
     settings = {name: getattr(args, name) for name in ("model_name_or_path", "gamma", "dataset_name", "dataset_split")}
     settings |= {"reward": kind, "baselines": baselines, "add_eos": args.add_eos, "rows": len(rows)}
-    chunks = Chunks(output or "", settings, args.resume) if output else None
-    from .models import resolve_device
-
+    chunks = Chunks(output, settings, args.resume) if output else None
     args.device = resolve_device(args.device)
     if chunks is None:
         scored = _score(load_scorer(args, kind, baselines), rows, args)
