@@ -133,7 +133,7 @@ def test_mixed_and_other_types_are_refused():
         (("Prompt", "completion"), "demonstrations", ("rename 'Prompt' to 'prompt'",)),
         (("prompt", "target"), "answers", ("has 'prompt', 'target'; rename 'target' to 'completion'",)),
         (("id", "dialogue"), "demonstrations", ("rename 'dialogue' to 'messages'",)),
-        (("question",), "prompts", ("needs the columns 'prompt', but has 'question'; rename 'question' to 'prompt'",)),
+        (("question",), "prompts", ("needs the column 'prompt', but has 'question'; rename 'question' to 'prompt'",)),
         (("a", "b"), "demonstrations", ("'prompt' and 'completion', or 'messages', or 'text', but has 'a', 'b'",)),
         (("text",), "answers", ("'prompt' and 'completion', or 'messages', but has 'text'",)),
     ],

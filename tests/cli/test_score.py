@@ -124,7 +124,7 @@ def test_ctrl_c_says_how_to_go_on_and_resume_gives_the_same(desk, capsys, monkey
     assert "The same command with --resume continues scores.jsonl." in capsys.readouterr().err
     assert not (desk / "scores.jsonl").exists()
     with open("scores.jsonl.unfinished", "a", encoding="utf-8") as stream:
-        stream.write('{"half a li')
+        stream.write('{"half a li' * 5000)
     assert main([*argv, "--resume", "--gamma", "0.5"]) == 2
     assert "was written with another gamma" in capsys.readouterr().err
     calls[:] = [1] * 5

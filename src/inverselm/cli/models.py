@@ -92,7 +92,7 @@ def check_reward_models(sft: str, baselines: str | None, trust_remote_code: bool
     Raises:
         UserError: no baseline, or one that does not fit.
     """
-    from ..scorers.checks import check_different_checkpoints, check_same_tokenizer, check_tokenizer_has_eos
+    from ..scorers.checks import check_different_checkpoints, check_tokenizer_has_eos
     from ..scorers.markers import find_baseline
 
     if baselines is None:
@@ -108,11 +108,11 @@ def check_reward_models(sft: str, baselines: str | None, trust_remote_code: bool
     for name in names:
         check_model(name, "--baseline", trust_remote_code)
         check_different_checkpoints(sft, name)
-        check_shared_tokenizer(tokenizer, sft, name, trust_remote_code, check_same_tokenizer)
+        check_shared_tokenizer(tokenizer, sft, name, trust_remote_code)
     return names
 
 
-def check_shared_tokenizer(tokenizer: Any, sft: str, other: str, trust_remote_code: bool, check: Any = None) -> None:
+def check_shared_tokenizer(tokenizer: Any, sft: str, other: str, trust_remote_code: bool) -> None:
     """Another checkpoint of the run has the same tokenizer, or none of its own (mid-run adapters).
 
     Raises:
@@ -126,7 +126,7 @@ def check_shared_tokenizer(tokenizer: Any, sft: str, other: str, trust_remote_co
         own = AutoTokenizer.from_pretrained(other, trust_remote_code=trust_remote_code)
     except (OSError, ValueError):
         return
-    (check or check_same_tokenizer)(tokenizer, own, sft, other)
+    check_same_tokenizer(tokenizer, own, sft, other)
 
 
 def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -114,8 +114,3 @@ def in_chunks(total: int, size: int, done: int, label: str, unit: str) -> Iterat
             rows = range(start, min(total, start + size))
             yield rows
             bar.update(len(rows))
-
-
-def row_dicts(rows: Any, hidden: str, keep: Callable[[str], bool] = lambda name: True) -> list[dict[str, Any]]:
-    """Rows as dictionaries without the column `hidden`."""
-    return [{k: v for k, v in row.items() if k != hidden and keep(k)} for row in rows]

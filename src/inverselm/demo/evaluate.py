@@ -72,7 +72,7 @@ def evaluate(
     temperature: float,
     calculator: bool,
     samples: int,
-    max_new_tokens: int = 128,
+    max_new_tokens: int = 96,
     seed: int = 0,
 ) -> Result:
     """Sample answers to all problems and count the right ones."""

@@ -28,10 +28,10 @@ class Size:
     """
 
     demonstrations: int = 4000
-    held_out: int = 250
-    steps: int = 500
-    dpr_steps: int = 60
-    samples: int = 4
+    held_out: int = 200
+    steps: int = 400
+    dpr_steps: int = 30
+    samples: int = 2
 
 
 ERROR_RATE, SLOPPY_RATE = 0.15, 0.15
