@@ -158,7 +158,10 @@ def test_a_killed_run_resumes_to_the_same_weights(run, desk, capsys):
     shutil.copytree(run / "checkpoint-4", desk / "run/checkpoint-4", dirs_exist_ok=True)
     (desk / "run/inverselm.json").unlink()
     (desk / "run/checkpoint-6/trainer_state.json").write_text('{"epo', encoding="utf-8")  # killed while it was written
+    early = desk / "run/checkpoint-2/optimizer.pt"
+    written = early.stat().st_mtime_ns
     assert main(sft("run", "--save_steps", "2", "--resume_from_checkpoint", "True")) == 0
+    assert early.stat().st_mtime_ns == written, "it started anew"
     assert same(run, desk / "run")
     assert marker(desk / "run") == marker(run)
     for name in ("checkpoint-2", "checkpoint-4", "checkpoint-6"):

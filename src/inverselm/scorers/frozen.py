@@ -66,6 +66,7 @@ def load_model(source: Any, *, dtype: Any = "auto", trust_remote_code: bool = Fa
     Raises:
         UserError: nothing there that loads.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     base = adapter_base(source)
@@ -76,7 +77,7 @@ def load_model(source: Any, *, dtype: Any = "auto", trust_remote_code: bool = Fa
         from peft import PeftModel
 
         return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, **kwargs), str(source))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"Could not load a model from {source}: {reason}") from error
 
