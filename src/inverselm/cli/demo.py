@@ -38,8 +38,21 @@ QUICK = {"demonstrations": 300, "held_out": 16, "steps": 8, "dpr_steps": 2, "sam
 
 
 def run(command: str, argv: Sequence[str]) -> None:
-    """Run all stages and write the page."""
+    """Run all stages and write the page.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, with what to type to start again.
+    """
     (args,) = parse(command, (DemoArguments,), argv, GUIDE)
+    try:
+        _run(args)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"Start again: inverselm demo --output_dir {args.output_dir} --overwrite True"
+        ) from None
+
+
+def _run(args: DemoArguments) -> None:
     check_output_dir(args.output_dir, overwrite=args.overwrite)
     from ..demo import pipeline
     from ..demo.page import build_page, text_table, verdicts
