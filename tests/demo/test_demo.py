@@ -40,8 +40,8 @@ def test_localisation_by_hand():
 def test_verdicts_say_when_no_difference_is_shown():
     lines = verdicts(grid())
     assert len(lines) == 4
-    iqlearn = next(line for line in lines if line.startswith("**IQLearn") and "without" in line)
-    dpr = next(line for line in lines if line.startswith("**DPR") and "without" in line)
+    iqlearn = next(line for line in lines if line.startswith("IQLearn") and "without" in line)
+    dpr = next(line for line in lines if line.startswith("DPR") and "without" in line)
     assert iqlearn.count("no difference shown") == 4
     assert "no difference" not in dpr
     assert "+40.0" in dpr

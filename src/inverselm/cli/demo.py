@@ -66,7 +66,7 @@ def _run(args: DemoArguments) -> None:
     results, planted, measures = _measure(folder, problems, size, args.seed)
     print(f"\n{text_table(results)}\n")
     for line in verdicts(results):
-        print(line.replace("**", ""))
+        print(line)
     for name, values in measures.items():
         print(f"{name}: AUROC {values['auroc']:.3f} at planted wrong digits; lowest token in {values['first']:.1%}.")
     curves = {name: pipeline.curves(folder / stage) for name, stage in _STAGES.items()}

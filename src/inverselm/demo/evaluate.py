@@ -96,7 +96,8 @@ def evaluate(
     diversity = None
     if temperature and samples > 1 and not calculator:
         texts = [[answer.text for answer in group] for group in answers]
-        diversity = compute_metrics(["diversity"], texts, [p["answer"] for p in problems]).get("self_bleu_n4")
+        found = compute_metrics(["diversity"], texts, [p["answer"] for p in problems])
+        diversity = found.get(f"self_bleu_n{samples}")
     return Result(
         model=name,
         temperature=temperature,

@@ -13,7 +13,7 @@ from .evaluate import Planted, Result
 from .pipeline import ERROR_RATE, SLOPPY_RATE, Size
 
 SLOTS = {"SFT": 0, "IQLearn": 1, "DPR": 2}
-HEADER = ("model", "temperature", "calculator", "accuracy", "95% interval", "tokens", "truncated", "Self-BLEU-4")
+HEADER = ("model", "temperature", "calculator", "accuracy", "95% interval", "tokens", "truncated", "Self-BLEU")
 
 
 def table_rows(results: Sequence[Result]) -> list[list[Any]]:
@@ -42,21 +42,30 @@ def text_table(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
-def verdicts(results: Sequence[Result]) -> list[str]:
-    """IQLearn and DPR against SFT with the same sampler, and at each model's best sampler, with paired intervals."""
-    lines = []
+def differences(results: Sequence[Result]) -> list[tuple[str, bool, list[tuple[str, str]]]]:
+    """IQLearn and DPR against SFT: per sampler, and each model's best sampler against the other's, paired intervals.
+
+    Returns:
+        (model, with calculator?, [(sampler, difference in points with its 95% interval)]).
+    """
+    out = []
     for calculator in (False, True):
         ours = {name: [r for r in results if r.model == name and r.calculator == calculator] for name in SLOTS}
-        if not all(ours.values()):
-            continue
-        where = "with the calculator" if calculator else "without the calculator"
         for name in ("IQLearn", "DPR"):
             pairs = list(zip(ours["SFT"], ours[name], strict=True))
             best = max(ours["SFT"], key=lambda r: r.accuracy), max(ours[name], key=lambda r: r.accuracy)
-            parts = [f"{_sampler(b)} {_difference(a, b)}" for a, b in pairs]
-            parts.append(f"best sampler against best sampler {_difference(*best)}")
-            lines.append(f"**{name} against SFT, {where}** (accuracy, points): " + "; ".join(parts) + ".")
-    return lines
+            cells = [(_sampler(b), _difference(a, b)) for a, b in pairs]
+            out.append((name, calculator, [*cells, ("best sampler", _difference(*best))]))
+    return out
+
+
+def verdicts(results: Sequence[Result]) -> list[str]:
+    """The differences as lines for a terminal."""
+    return [
+        f"{name} against SFT, {'with' if calculator else 'without'} the calculator (points of accuracy): "
+        + "; ".join(f"{sampler} {difference}" for sampler, difference in cells)
+        for name, calculator, cells in differences(results)
+    ]
 
 
 def _sampler(result: Result) -> str:
@@ -91,13 +100,25 @@ def build_page(
         "it as a tour, not as evidence for or against a method."
     )
     page.heading("What came out")
-    for line in verdicts(results):
-        page.text(line)
-    page.table(HEADER, table_rows(results), caption=f"{size.held_out} held-out problems; intervals over problems.")
+    found = differences(results)
+    page.table(
+        ("against SFT", "calculator", *(sampler for sampler, _ in found[0][2])),
+        [[name, "with" if calc else "without", *(text for _, text in cells)] for name, calc, cells in found],
+        caption="Difference in accuracy, points, with paired 95% bootstrap intervals. Best sampler: each model's own.",
+        align="ll" + "r" * len(found[0][2]),
+    )
+    page.table(HEADER, table_rows(results), caption=_caption(size))
     page.columns([_accuracy_chart(results, False), _accuracy_chart(results, True)])
     _rewards(page, planted, measures)
     _training(page, curves)
     return page.write(path)
+
+
+def _caption(size: Size) -> str:
+    return (
+        f"{size.held_out} held-out problems, {size.samples} answers each above temperature 0; 95% bootstrap intervals "
+        "over problems. Self-BLEU: BLEU-4 of an answer against the others to the same problem (high = less diverse)."
+    )
 
 
 def _accuracy_chart(results: Sequence[Result], calculator: bool) -> str:

@@ -29,7 +29,7 @@ class Size:
 
     demonstrations: int = 4000
     held_out: int = 200
-    steps: int = 400
+    steps: int = 500
     dpr_steps: int = 30
     samples: int = 2
 
