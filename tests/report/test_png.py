@@ -109,3 +109,16 @@ def test_requests_that_cannot_be_drawn_are_refused(tmp_path: Path, monkeypatch: 
     with pytest.raises(UserError, match=r"pip install 'inverselm\[report\]'"):
         heatmap_png(token, tmp_path / "a.png")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("ratio", [1.0, 1.5, 2.0])
+def test_text_keeps_to_its_boxes_at_every_pixel_ratio(ratio):
+    pytest.importorskip("matplotlib")
+    from inverselm.report import png
+    from inverselm.report.drawing import style
+
+    with style():
+        figure, axes = png._canvas(1100, 100, ratio)
+        drawn = png._text(axes, 0, 50, "0" * 100, family=png._fonts())
+        width = drawn.get_window_extent().width / ratio
+    assert width == pytest.approx(png._x(100) - png._x(0), rel=2e-3)  # a tenth of a character over a line

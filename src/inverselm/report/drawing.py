@@ -72,6 +72,7 @@ def style() -> AbstractContextManager[None]:
         "svg.fonttype": "none",
         "svg.hashsalt": "inverselm",
         "text.parse_math": False,
+        "text.hinting": "none",  # hinted advances are whole pixels: text would drift from what is placed under it
         "font.family": ["DejaVu Sans"],
         "font.size": _LABEL_SIZE,
         **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
