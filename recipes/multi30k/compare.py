@@ -31,7 +31,7 @@ def main(paths: list[str]) -> None:
     print(f"{'system':<24} {'BLEU':>6} {'95% ±':>6} {'p':>7} {'chrF':>6} {'95% ±':>6} {'p':>7} {'length':>7}")
     for i, (name, answers) in enumerate(systems):
         cells = []
-        for metric in ("BLEU", "chrF"):
+        for metric in (key for key in table if key != "System"):  # sacrebleu calls chrF "chrF2"
             r = table[metric][i]
             p = "-" if r.p_value is None else f"{r.p_value:.4f}"
             cells.append(f"{r.score:6.2f} {r.ci:6.2f} {p:>7}")

@@ -118,7 +118,7 @@ def test_text_keeps_to_its_boxes_at_every_pixel_ratio(ratio):
     from inverselm.report.drawing import style
 
     with style():
-        figure, axes = png._canvas(1100, 100, ratio)
+        _, axes = png._canvas(1100, 100, ratio)
         drawn = png._text(axes, 0, 50, "0" * 100, family=png._fonts())
         width = drawn.get_window_extent().width / ratio
     assert width == pytest.approx(png._x(100) - png._x(0), rel=2e-3)  # a tenth of a character over a line
