@@ -122,5 +122,8 @@ def test_ids_are_kept_and_kinds_must_agree():
     message = [{"role": "assistant", "content": "b"}]
     with pytest.raises(UserError, match="one kind"):
         encode_pair(tokenizer, "a", message)
+    user = [{"role": "user", "content": "a"}]
     with pytest.raises(UserError, match="chat template"):
-        encode_pair(text_tokenizer(), [{"role": "user", "content": "a"}], message)
+        encode_pair(text_tokenizer(), user, message)
+    with pytest.raises(UserError, match="another speaker"):
+        encode_pair(tokenizer, user, [*message, *user, *message])

@@ -24,7 +24,7 @@ def encode_pair(tokenizer: Any, prompt: Any, completion: Any, add_eos: bool = Tr
         add_eos: append EOS to a text completion that does not end with it.
 
     Raises:
-        UserError: prompt and completion are of different kinds.
+        UserError: prompt and completion are of different kinds, or the completion holds another speaker's turn.
 
     Example:
         >>> encode_pair(tokenizer, "2+2=", "4").completion_ids
@@ -37,6 +37,8 @@ def encode_pair(tokenizer: Any, prompt: Any, completion: Any, add_eos: bool = Tr
         return _split(prompt_ids(tokenizer, prompt), tokenizer(text=prompt + completion)["input_ids"])
     if isinstance(prompt, list):
         answer = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else list(completion)
+        if any(message.get("role") != "assistant" for message in answer):
+            raise UserError("The completion holds another speaker's turn: put the turns before an answer in its prompt.")
         asked = prompt_ids(tokenizer, prompt)
         whole = tokenizer.apply_chat_template(prompt + answer, tokenize=True, return_dict=True)["input_ids"]
         ids = _split(asked, whole)
