@@ -38,7 +38,7 @@ def encode_pair(tokenizer: Any, prompt: Any, completion: Any, add_eos: bool = Tr
     if isinstance(prompt, list):
         answer = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else list(completion)
         if any(message.get("role") != "assistant" for message in answer):
-            raise UserError("The completion holds another speaker's turn: put the turns before an answer in its prompt.")
+            raise UserError("The completion holds another speaker's turn: the turns before an answer are prompt.")
         asked = prompt_ids(tokenizer, prompt)
         whole = tokenizer.apply_chat_template(prompt + answer, tokenize=True, return_dict=True)["input_ids"]
         ids = _split(asked, whole)
