@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..token_mdp import TokenBatch, token_logits
 
-ACTIVE = object()
+ACTIVE = "<active>"
 """As an adapter: whatever is active in the model."""
 
 
@@ -109,7 +109,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _with_adapter(model: Any, adapter: Any) -> Iterator[None]:
-    if adapter is ACTIVE:
+    if adapter == ACTIVE:
         yield
         return
     # switching adapters makes PEFT set requires_grad: on for the active one, off for the others
