@@ -43,7 +43,16 @@ def usage() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 2 for the user's errors, 130 for Ctrl-C."""
-    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _run(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()  # here, not at exit: a reader that has gone (`| head`) is no error
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code
+
+
+def _run(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
@@ -54,20 +63,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command not in COMMANDS:
         print(f"inverselm: unknown command {command!r}; one of: {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     try:
         module = importlib.import_module(f".{COMMANDS[command][0]}", __package__)
         module.run(command, rest)
-        sys.stdout.flush()
     except UserError as error:
         print(f"inverselm {command}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         print(f"\ninverselm {command}: stopped. {stop}".rstrip(), file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except SystemExit as stop:  # after --help
+        return stop.code if isinstance(stop.code, int) else 0
     return 0
 
 
