@@ -42,11 +42,11 @@ def text_table(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
-def differences(results: Sequence[Result]) -> list[tuple[str, bool, list[tuple[str, str]]]]:
+def differences(results: Sequence[Result]) -> list[tuple[str, bool, list[tuple[str, str, bool]]]]:
     """IQLearn and DPR against SFT: per sampler, and each model's best sampler against the other's, paired intervals.
 
     Returns:
-        (model, with calculator?, [(sampler, difference in points with its 95% interval)]).
+        (model, with calculator?, [(sampler, difference in points with its 95% interval, is 0 outside of it?)]).
     """
     out = []
     for calculator in (False, True):
@@ -54,8 +54,8 @@ def differences(results: Sequence[Result]) -> list[tuple[str, bool, list[tuple[s
         for name in ("IQLearn", "DPR"):
             pairs = list(zip(ours["SFT"], ours[name], strict=True))
             best = max(ours["SFT"], key=lambda r: r.accuracy), max(ours[name], key=lambda r: r.accuracy)
-            cells = [(_sampler(b), _difference(a, b)) for a, b in pairs]
-            out.append((name, calculator, [*cells, ("best sampler", _difference(*best))]))
+            cells = [(_sampler(b), *_difference(a, b)) for a, b in pairs]
+            out.append((name, calculator, [*cells, ("best sampler", *_difference(*best))]))
     return out
 
 
@@ -63,7 +63,7 @@ def verdicts(results: Sequence[Result]) -> list[str]:
     """The differences as lines for a terminal."""
     return [
         f"{name} against SFT, {'with' if calculator else 'without'} the calculator (points of accuracy): "
-        + "; ".join(f"{sampler} {difference}" for sampler, difference in cells)
+        + "; ".join(f"{sampler} {text}{'' if shown else ' (no difference shown)'}" for sampler, text, shown in cells)
         for name, calculator, cells in differences(results)
     ]
 
@@ -72,10 +72,9 @@ def _sampler(result: Result) -> str:
     return "greedy" if result.temperature == 0 else f"T={result.temperature:g}"
 
 
-def _difference(a: Result, b: Result) -> str:
+def _difference(a: Result, b: Result) -> tuple[str, bool]:
     mean, low, high = paired_bootstrap(b.per_problem, a.per_problem)
-    shown = f"{100 * mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
-    return shown + (" (no difference shown)" if low <= 0 <= high else "")
+    return f"{100 * mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]", not low <= 0 <= high
 
 
 def build_page(
@@ -102,10 +101,12 @@ def build_page(
     page.heading("What came out")
     found = differences(results)
     page.table(
-        ("against SFT", "calculator", *(sampler for sampler, _ in found[0][2])),
-        [[name, "with" if calc else "without", *(text for _, text in cells)] for name, calc, cells in found],
-        caption="Difference in accuracy, points, with paired 95% bootstrap intervals. Best sampler: each model's own.",
+        ("against SFT", "calculator", *(sampler for sampler, _, _ in found[0][2])),
+        [[name, "with" if calc else "without", *(text for _, text, _ in cells)] for name, calc, cells in found],
+        caption="Difference in accuracy, points, with paired 95% bootstrap intervals. Highlighted where 0 lies outside; "
+        "elsewhere: no difference shown. Best sampler: each model's own.",
         align="ll" + "r" * len(found[0][2]),
+        highlight={(i, k + 2) for i, (_, _, cells) in enumerate(found) for k, cell in enumerate(cells) if cell[2]},
     )
     page.table(HEADER, table_rows(results), caption=_caption(size))
     page.columns([_accuracy_chart(results, False), _accuracy_chart(results, True)])

@@ -74,7 +74,7 @@ def commands(folder: Path, size: Size, seed: int) -> dict[str, list[str]]:
             *("dpr", "--model_name_or_path", str(folder / "sft"), "--output_dir", str(folder / "dpr")),
             *("--max_steps", str(size.dpr_steps), "--per_device_train_batch_size", "64", "--num_generations", "4"),
             *("--max_completion_length", "96", "--learning_rate", "5e-5", "--kl_coef", "4.0"),
-            *("--lr_scheduler_type", "constant", *shared, "--logging_steps", "2"),
+            *("--centre_rewards", "True", "--lr_scheduler_type", "constant", *shared, "--logging_steps", "2"),
         ],
     }
 
