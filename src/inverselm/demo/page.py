@@ -103,8 +103,8 @@ def build_page(
     page.table(
         ("against SFT", "calculator", *(sampler for sampler, _, _ in found[0][2])),
         [[name, "with" if calc else "without", *(text for _, text, _ in cells)] for name, calc, cells in found],
-        caption="Difference in accuracy, points, with paired 95% bootstrap intervals. Highlighted where 0 lies outside; "
-        "elsewhere: no difference shown. Best sampler: each model's own.",
+        caption="Difference in accuracy, points, with paired 95% bootstrap intervals. Highlighted where 0 is outside, "
+        "elsewhere no difference shown. Best sampler: each model's own.",
         align="ll" + "r" * len(found[0][2]),
         highlight={(i, k + 2) for i, (_, _, cells) in enumerate(found) for k, cell in enumerate(cells) if cell[2]},
     )
