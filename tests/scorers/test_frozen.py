@@ -38,6 +38,11 @@ def state(model):
     )
 
 
+def logits_of(frozen, batch):
+    hidden, weight, _, _ = frozen.read(batch).projection
+    return hidden @ weight.T
+
+
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("adapter", ["early", "default", None, ACTIVE], ids=str)
 @pytest.mark.parametrize("trainable", ["default", "none", "all"])
@@ -47,9 +52,10 @@ def test_scoring_leaves_a_shared_model_as_it_was(adapters, training, adapter, tr
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(trainable == "all" or (trainable == "default" and ".default" in name))
     before, weights = state(model), {n: p.clone() for n, p in model.named_parameters()}
-    logits, _ = FrozenLM(model, adapter).logits(batch())
+    outputs = FrozenLM(model, adapter).read(batch())
     assert state(model) == before
-    assert not logits.requires_grad
+    assert not outputs.projection.hidden.requires_grad
+    assert not outputs.stats().value.requires_grad
     assert all(torch.equal(p, weights[n]) for n, p in model.named_parameters())
 
 
@@ -59,15 +65,15 @@ def test_scoring_leaves_it_as_it_was_after_an_error(adapters):
     before = state(model)
     bad = TokenBatch.from_ids([[5]], [[10_000]], pad_token_id=1, eos_token_ids=[0])
     with pytest.raises(IndexError):
-        FrozenLM(model, "early").logits(bad)
+        FrozenLM(model, "early").read(bad)
     assert state(model) == before
 
 
 def test_dropout_is_off_while_scoring():
     model = tiny_for(text_tokenizer(), attention_dropout=0.5)
     model.train()
-    first, _ = FrozenLM(model).logits(batch())
-    second, _ = FrozenLM(model).logits(batch())
+    first = logits_of(FrozenLM(model), batch())
+    second = logits_of(FrozenLM(model), batch())
     assert torch.equal(first, second)
     assert model.training
 
@@ -77,10 +83,10 @@ def test_the_adapter_asked_for_is_the_one_that_scores(adapters):
     full = {name: load_model(adapters / folder) for name, folder in
             {"default": "sft_merged", "early": "early_merged", None: "base"}.items()}  # fmt: skip
     for name, alone in full.items():
-        torch.testing.assert_close(FrozenLM(model, name).logits(batch())[0], FrozenLM(alone).logits(batch())[0],
+        torch.testing.assert_close(logits_of(FrozenLM(model, name), batch()), logits_of(FrozenLM(alone), batch()),
                                    rtol=0, atol=1e-4)  # fmt: skip
     model.set_adapter("early")
-    torch.testing.assert_close(FrozenLM(model).logits(batch())[0], FrozenLM(model, "early").logits(batch())[0])
+    torch.testing.assert_close(logits_of(FrozenLM(model), batch()), logits_of(FrozenLM(model, "early"), batch()))
 
 
 def test_loaded_folders_are_frozen(checkpoints, adapters):

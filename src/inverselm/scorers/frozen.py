@@ -13,7 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..token_mdp import TokenBatch, token_logits
+from ..token_mdp import (
+    Projection,
+    SoftHeadError,
+    TokenBatch,
+    TokenStats,
+    head_kl,
+    head_stats,
+    project,
+    state_kl,
+    stats_from_logits,
+    token_logits,
+)
+from ..token_mdp.of_models import fall_back
 
 ACTIVE = "<active>"
 """As an adapter: whatever is active in the model."""
@@ -33,16 +45,67 @@ class FrozenLM:
     adapter: Any = ACTIVE
     name: str = "model"
 
-    def logits(self, batch: TokenBatch) -> tuple[Tensor, int]:
-        """Logits (B, S, V) of the columns from the returned first one on (see `token_logits`)."""
+    def read(self, batch: TokenBatch) -> FrozenOutputs:
+        """Run the model on a batch."""
         with torch.no_grad(), _evaluating(self.model), _with_adapter(self.model, self.adapter):
-            outputs, first = token_logits(self.model, batch)
-        return outputs.logits, first
+            try:
+                return FrozenOutputs(batch, project(self.model, batch))
+            except SoftHeadError as reason:
+                fall_back(reason)
+                outputs, first = token_logits(self.model, batch)
+                return FrozenOutputs(batch, None, outputs.logits, first)
 
     @property
     def device(self) -> torch.device:
         """Where the model's parameters are."""
         return next(self.model.parameters()).device
+
+
+@dataclass(frozen=True)
+class FrozenOutputs:
+    """What a frozen model says of a batch: hidden states with their output layer, or (of unusual layers) logits."""
+
+    batch: TokenBatch
+    projection: Projection | None
+    logits: Tensor | None = None
+    first_column: int = 0
+
+    def stats(self, *, entropy: bool = False) -> TokenStats:
+        """TokenStats of the batch, without gradient."""
+        with torch.no_grad():
+            if self.projection is None:
+                return stats_from_logits(
+                    self.logits, self.batch, first_column=self.first_column, entropy=entropy, greedy=True
+                )
+            hidden, weight, bias, spec = self.projection
+            return head_stats(hidden, weight, self.batch, bias=bias, spec=spec, entropy=entropy)
+
+    def kl(self, other: FrozenOutputs) -> Tensor:
+        """KL(self || other) at the state of every action, (B, T), nats."""
+        if self.projection is not None and other.projection is not None:
+            hidden, weight, bias, spec = self.projection
+            other_hidden, other_weight, other_bias, other_spec = other.projection
+            return head_kl(
+                hidden,
+                weight,
+                other_hidden,
+                other_weight,
+                self.batch,
+                bias=bias,
+                spec=spec,
+                other_bias=other_bias,
+                other_spec=other_spec,
+            )
+        first = max(self.first_column, other.first_column)
+        return state_kl(self._logits(first), other._logits(first), self.batch, first_column=first)
+
+    def _logits(self, first: int) -> Tensor:
+        if self.projection is None:
+            return self.logits[:, first - self.first_column :]
+        hidden, weight, bias, spec = self.projection
+        logits = nn.functional.linear(hidden[:, first:].float(), weight.float(), None if bias is None else bias.float())
+        logits = logits * spec.scale
+        return spec.softcap * torch.tanh(logits / spec.softcap) if spec.softcap else logits
 
 
 def load_frozen(

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import UserError
-from ..token_mdp import TokenBatch, bellman_residual, stats_from_logits
+from ..token_mdp import TokenBatch, bellman_residual
 from .base import TokenScorer
 from .frozen import FrozenLM, load_frozen
 
@@ -61,7 +61,6 @@ class QFunctionReward(TokenScorer):
         return self.model.device
 
     def score_with_reference(self, batch: TokenBatch) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
-        logits, first = self.model.logits(batch)
-        stats = stats_from_logits(logits, batch, first_column=first)
+        stats = self.model.read(batch).stats()
         rewards = bellman_residual(stats, self.gamma) if self.kind == "bellman" else stats.log_prob
         return rewards, stats.log_prob

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import UserError
-from ..token_mdp import TokenBatch, centre, clip, floor_log_ratio, log_ratio, mix_baselines, state_kl, stats_from_logits
+from ..token_mdp import TokenBatch, centre, clip, floor_log_ratio, log_ratio, mix_baselines
 from .base import TokenScorer
 from .checks import check_different_checkpoints, check_same_tokenizer, check_tokenizer_has_eos
 from .frozen import FrozenLM, adapter_base, load_frozen, load_model
@@ -118,14 +118,14 @@ class TokenReward(TokenScorer):
         return self.sft.device
 
     def score_with_reference(self, batch: TokenBatch) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
-        logits, first = self.sft.logits(batch)
-        sft = stats_from_logits(logits, batch, first_column=first).log_prob
+        outputs = self.sft.read(batch)
+        sft = outputs.stats().log_prob
         log_probs, expected = [], None
         for frozen in self.baselines:
-            other, _ = frozen.logits(batch)
-            log_probs.append(stats_from_logits(other, batch, first_column=first).log_prob)
+            other = frozen.read(batch)
+            log_probs.append(other.stats().log_prob)
             if self.centred:
-                expected = state_kl(logits, other, batch, first_column=first)
+                expected = outputs.kl(other)
         rewards = log_ratio(sft, mix_baselines(log_probs, self.mix), batch.action_mask)
         rewards = torch.where(batch.action_mask, floor_log_ratio(rewards, self.floor_alpha), 0.0)
         if expected is not None:

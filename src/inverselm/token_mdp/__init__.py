@@ -2,7 +2,10 @@
 
 from .batch import PADDING, TERMINAL, TokenBatch
 from .credit import CREDITS, SCALES, VARIANCE_REDUCTIONS, advantages, returns_to_go, scale_advantages, subtract_baseline
-from .head import state_kl, stats_from_logits, token_logits, token_stats
+from .divergence import head_kl
+from .head import state_kl, stats_from_logits, token_logits
+from .lm_head import Projection, SoftHeadError, run_with_head
+from .of_models import project, token_loss, token_stats
 from .rewards import (
     add_to_last_action,
     bellman_residual,
@@ -15,7 +18,9 @@ from .rewards import (
     shape,
     standardise_per_position,
 )
+from .soft_head import head_loss, head_stats
 from .stats import TokenStats, masked_mean, masked_sum
+from .tiles import HeadSpec
 
 __all__ = [
     "CREDITS",
@@ -23,6 +28,9 @@ __all__ = [
     "SCALES",
     "TERMINAL",
     "VARIANCE_REDUCTIONS",
+    "HeadSpec",
+    "Projection",
+    "SoftHeadError",
     "TokenBatch",
     "TokenStats",
     "add_to_last_action",
@@ -31,11 +39,16 @@ __all__ = [
     "centre",
     "clip",
     "floor_log_ratio",
+    "head_kl",
+    "head_loss",
+    "head_stats",
     "log_ratio",
     "masked_mean",
     "masked_sum",
     "mix_baselines",
+    "project",
     "returns_to_go",
+    "run_with_head",
     "scale_advantages",
     "sequence_sum",
     "shape",
@@ -44,5 +57,6 @@ __all__ = [
     "stats_from_logits",
     "subtract_baseline",
     "token_logits",
+    "token_loss",
     "token_stats",
 ]

@@ -1,4 +1,4 @@
-"""The dense reference head: full logits -> TokenStats. The ground truth that faster heads are tested against."""
+"""The dense reference head: full logits -> TokenStats. The ground truth the soft-Q head is tested against."""
 
 from __future__ import annotations
 
@@ -131,32 +131,6 @@ def token_logits(
     # prompt learning (PEFT) puts virtual tokens in front
     outputs.logits = outputs.logits[:, first - batch.input_ids.size(1) :]
     return outputs, first
-
-
-def token_stats(
-    model: nn.Module,
-    batch: TokenBatch,
-    *,
-    entropy: bool = False,
-    greedy: bool = False,
-    temperature: float = 1.0,
-    float32_head: bool = True,
-) -> TokenStats:
-    """TokenStats of any causal LM (full, PEFT, wrapped by DDP or FSDP) on a batch, with gradients if they are enabled.
-
-    Example:
-        >>> stats = token_stats(model, TokenBatch.from_ids(prompts, completions, pad_token_id=0, eos_token_ids=[2]))
-        >>> reward = stats.action_logit - stats.next_value      # Q(s,a) - V(s'), (B, T), nats
-    """
-    outputs, first = token_logits(model, batch, float32_head=float32_head)
-    return stats_from_logits(
-        outputs.logits,
-        batch,
-        first_column=first,
-        entropy=entropy,
-        greedy=greedy,
-        temperature=temperature,
-    )
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -16,7 +16,7 @@ from trl.data_utils import is_conversational, is_conversational_from_value
 from ..errors import UserError
 from ..objectives import Loss, entropy_regularised_mle, iqlearn, td_coef_at
 from ..scorers.tokens import eos_token_ids, tokens_after_eos
-from ..token_mdp import TokenBatch, TokenStats, stats_from_logits, token_logits
+from ..token_mdp import TokenBatch, TokenStats, stats_from_logits, token_logits, token_loss
 from ..token_mdp.batch import first_actions
 
 logger = logging.get_logger(__name__)
@@ -204,16 +204,17 @@ class IQLearnTrainer(SFTTrainer):
         forward = {k: v for k, v in inputs.items() if k not in own}
         if self.aux_loss_enabled:
             forward["output_router_logits"] = True
-        outputs, first = token_logits(model, batch, all_columns=return_outputs, **forward)
-        stats = stats_from_logits(
-            outputs.logits,
-            batch,
-            first_column=first,
-            entropy=True,
-            entropy_grad=bool(self.args.entropy_coef),
-            greedy=True,
-        )
-        loss, metrics = self.objective(stats, num_items_in_batch)
+        entropy = "grad" if self.args.entropy_coef else "log"
+        if return_outputs:
+            outputs, first = token_logits(model, batch, all_columns=True, **forward)
+            stats = stats_from_logits(
+                outputs.logits, batch, first_column=first, entropy=True, entropy_grad=entropy == "grad", greedy=True
+            )
+            loss, metrics = self.objective(stats, num_items_in_batch)
+        else:
+            (loss, metrics), stats, outputs = token_loss(
+                model, batch, self.objective, num_actions=num_items_in_batch, entropy=entropy, **forward
+            )
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             # the count spans all processes, and DDP averages the gradients over them
             loss = loss * (self.accelerator.num_processes // self.get_tp_size())

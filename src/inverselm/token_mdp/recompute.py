@@ -1,0 +1,96 @@
+"""The plain mode of the soft-Q head: numbers of states with gradients for any consumer, by computing logits again."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from .chunks import States
+from .tiles import (
+    HeadSpec,
+    Reading,
+    Upstream,
+    add_gradients,
+    make_tiles,
+    prepare_rows,
+    product_weight,
+    read_rows,
+    zero_gradients,
+)
+
+_CHUNK = 1024
+
+
+def stats_numbers(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    states: States,
+    spec: HeadSpec,
+    *,
+    entropy: bool,
+    chunk_size: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(n,) tensors (Q, V, H, greedy) of a batch's states; H is 0 unless asked for."""
+    rows = hidden.flatten(0, 1)[states.index]
+    size = chunk_size or _CHUNK
+    numbers = _Stats.apply(rows, weight, bias, states.action, spec, entropy, size)  # type: ignore[no-untyped-call]
+    return cast(tuple[Tensor, Tensor, Tensor, Tensor], numbers)
+
+
+class _Stats(torch.autograd.Function):
+    """Numbers of each state; the backward pass computes the tiles again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        rows: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        action: Tensor,
+        spec: HeadSpec,
+        entropy: bool,
+        size: int,
+    ) -> tuple[Tensor, ...]:
+        parts: list[tuple[Tensor, ...]] = []
+        with torch.autocast(rows.device.type, enabled=False):
+            product = product_weight(weight, spec)
+            stash = product.new_empty(min(size, rows.size(0)) * min(spec.tile, weight.size(0)))
+            for start in range(0, rows.size(0), size):
+                part = slice(start, start + size)
+                chosen = prepare_rows(rows[part], weight, bias, action[part], spec)
+                tiles = make_tiles(chosen, product, bias, spec, stash, reuse=True)
+                reading, _ = read_rows(chosen, tiles, spec, expectation=entropy)
+                mean = reading.value if reading.expectation is None else reading.expectation
+                parts.append((chosen.action_logit, reading.value, reading.value - mean, reading.greedy))
+        if not parts:
+            empty = rows.new_zeros(0, dtype=spec.sums)
+            parts.append((empty, empty, empty, empty.bool()))
+        q, value, h, greedy = (torch.cat(column) for column in zip(*parts, strict=True))
+        ctx.save_for_backward(rows, weight, bias, action, value, h)
+        ctx.spec, ctx.entropy, ctx.size = spec, entropy, size
+        ctx.mark_non_differentiable(greedy)
+        return q, value, h, greedy
+
+    @staticmethod
+    def backward(ctx: Any, grad_q: Tensor, grad_v: Tensor, grad_h: Tensor, _: Any) -> tuple[Any, ...]:
+        rows, weight, bias, action, value, h = ctx.saved_tensors
+        spec, needs = ctx.spec, ctx.needs_input_grad[:3]
+        into = zero_gradients((rows, weight, bias), needs, spec)
+        with torch.no_grad(), torch.autocast(rows.device.type, enabled=False):
+            product = product_weight(weight, spec)
+            stash = product.new_empty(min(ctx.size, rows.size(0)) * min(spec.tile, weight.size(0)))
+            for start in range(0, rows.size(0), ctx.size):
+                part = slice(start, start + ctx.size)
+                chosen = prepare_rows(rows[part], weight, bias, action[part], spec)
+                reading = Reading(value[part], chosen.action, (value - h)[part])
+                upstream = Upstream(grad_q[part], grad_v[part], grad_h[part] if ctx.entropy else None)
+                tiles = (tile for tile, _, _ in make_tiles(chosen, product, bias, spec, stash, reuse=True))
+                local = into._replace(hidden=None if into.hidden is None else into.hidden[part])
+                add_gradients(chosen, tiles, reading, upstream, product, bias, spec, local)
+        return (
+            *(None if g is None else g.to(x.dtype) for g, x in zip(into, (rows, weight, bias), strict=True)),
+            None, None, None, None,
+        )  # fmt: skip
