@@ -219,11 +219,11 @@ def read_rows(
         kept.append(tile)
         tops.append(top)
         if expectation:
-            mean = (tile.probs * q).sum(dim=1)
-            expected.append(mean if rows.offset is None or spec.softcap else mean + rows.offset)
+            part = (tile.probs * q).sum(dim=1)
+            expected.append(part if rows.offset is None or spec.softcap else part + rows.offset)
     lse = torch.stack([*(tile.lse for tile in kept), rows.action_logit])
     value = lse.logsumexp(dim=0)
-    mean = None
+    mean: Tensor | None = None
     if expectation:
         mean = ((lse - value).exp() * torch.stack([*expected, rows.action_logit])).sum(dim=0)
     return Reading(value, rows.action_logit >= torch.stack(tops).amax(dim=0), mean), kept
