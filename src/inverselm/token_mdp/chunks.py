@@ -29,11 +29,11 @@ class States:
         shape: (B, T) of the batch.
     """
 
-    index: Int[Tensor, n]
-    action: Int[Tensor, n]
-    acts: Bool[Tensor, n]
-    continues: Bool[Tensor, n]
-    document: Int[Tensor, n]
+    index: Int[Tensor, " n"]
+    action: Int[Tensor, " n"]
+    acts: Bool[Tensor, " n"]
+    continues: Bool[Tensor, " n"]
+    document: Int[Tensor, " n"]
     shape: tuple[int, int]
 
     @classmethod

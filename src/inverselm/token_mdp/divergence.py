@@ -22,9 +22,9 @@ def head_kl(
     other_weight: Float[Tensor, "V G"],
     batch: TokenBatch,
     *,
-    bias: Float[Tensor, V] | None = None,
+    bias: Float[Tensor, " V"] | None = None,
     spec: HeadSpec | None = None,
-    other_bias: Float[Tensor, V] | None = None,
+    other_bias: Float[Tensor, " V"] | None = None,
     other_spec: HeadSpec | None = None,
 ) -> Float[Tensor, "B T"]:
     """KL(pi || other) at the state of every action, nats, 0 off the actions; no gradient (see `head.state_kl`)."""

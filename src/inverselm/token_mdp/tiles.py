@@ -63,10 +63,10 @@ class Rows(NamedTuple):
 
     operand: Float[Tensor, "n K"]  # factor * hidden in the product dtype, with offset columns in low precision
     hidden: Float[Tensor, "n H"]  # in the dtype of sums
-    offset: Float[Tensor, n] | None  # what the product subtracts from each row
-    action: Int[Tensor, n]
-    action_logit: Float[Tensor, n]  # q of the action, exact
-    action_slope: Float[Tensor, n]  # dq/dz there
+    offset: Float[Tensor, " n"] | None  # what the product subtracts from each row
+    action: Int[Tensor, " n"]
+    action_logit: Float[Tensor, " n"]  # q of the action, exact
+    action_slope: Float[Tensor, " n"]  # dq/dz there
     action_weight: Float[Tensor, "n H"]
 
 
@@ -76,23 +76,23 @@ class Tile(NamedTuple):
     start: int
     end: int
     probs: Float[Tensor, "n C"]
-    lse: Float[Tensor, n]
+    lse: Float[Tensor, " n"]
 
 
 class Reading(NamedTuple):
     """What the tiles say of each row."""
 
-    value: Float[Tensor, n]
+    value: Float[Tensor, " n"]
     greedy: Tensor  # (n,) bool: no other logit is larger than the action's
-    expectation: Float[Tensor, n] | None  # sum_a p(a) q(a)
+    expectation: Float[Tensor, " n"] | None  # sum_a p(a) q(a)
 
 
 class Upstream(NamedTuple):
     """Gradients of the loss with respect to each row's numbers."""
 
-    logit: Float[Tensor, n]
-    value: Float[Tensor, n]
-    entropy: Float[Tensor, n] | None = None
+    logit: Float[Tensor, " n"]
+    value: Float[Tensor, " n"]
+    entropy: Float[Tensor, " n"] | None = None
 
 
 class Gradients(NamedTuple):
@@ -100,7 +100,7 @@ class Gradients(NamedTuple):
 
     hidden: Float[Tensor, "n H"] | None
     weight: Float[Tensor, "V H"] | None
-    bias: Float[Tensor, V] | None
+    bias: Float[Tensor, " V"] | None
 
 
 def zero_gradients(inputs: Sequence[Tensor | None], wanted: Sequence[bool], spec: HeadSpec) -> Gradients:
@@ -129,8 +129,8 @@ def product_weight(weight: Float[Tensor, "V H"], spec: HeadSpec) -> Float[Tensor
 def prepare_rows(
     hidden: Float[Tensor, "n H"],
     weight: Float[Tensor, "V H"],
-    bias: Float[Tensor, V] | None,
-    action: Int[Tensor, n],
+    bias: Float[Tensor, " V"] | None,
+    action: Int[Tensor, " n"],
     spec: HeadSpec,
 ) -> Rows:
     """Scale the rows, and compute the logit of each row's action on its own."""
@@ -156,7 +156,7 @@ def _cap(z: Tensor, spec: HeadSpec) -> tuple[Tensor, Tensor]:
     return t * (spec.softcap / spec.temperature), (1 - t * t) / spec.temperature
 
 
-def _offset_columns(offset: Float[Tensor, n], dtype: torch.dtype) -> Float[Tensor, "n 16"]:
+def _offset_columns(offset: Float[Tensor, " n"], dtype: torch.dtype) -> Float[Tensor, "n 16"]:
     """-offset as a sum of three low-precision numbers; the other columns are alignment."""
     columns = offset.new_zeros(offset.size(0), _OFFSET_COLUMNS)
     rest = -offset
@@ -169,9 +169,9 @@ def _offset_columns(offset: Float[Tensor, n], dtype: torch.dtype) -> Float[Tenso
 def make_tiles(
     rows: Rows,
     weight: Float[Tensor, "V K"],
-    bias: Float[Tensor, V] | None,
+    bias: Float[Tensor, " V"] | None,
     spec: HeadSpec,
-    stash: Float[Tensor, size],
+    stash: Float[Tensor, " size"],
     *,
     reuse: bool,
 ) -> Iterator[tuple[Tile, Tensor, Tensor]]:
@@ -235,12 +235,12 @@ def add_gradients(
     reading: Reading,
     upstream: Upstream,
     weight: Float[Tensor, "V K"],
-    bias: Float[Tensor, V] | None,
+    bias: Float[Tensor, " V"] | None,
     spec: HeadSpec,
     into: Gradients,
     *,
     expectation: bool = False,
-) -> Float[Tensor, n] | None:
+) -> Float[Tensor, " n"] | None:
     """Add the gradients of a chunk; with `expectation` returns sum_a p(a) q(a), nearly for free (plain heads only).
 
     dL/dz(a) = dL/dV p(a) + [a is the action] dL/dQ - dL/dH p(a) (log p(a) + H), times dq/dz. As dV/dh = sum_a p(a) w(a)
