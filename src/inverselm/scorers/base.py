@@ -10,11 +10,15 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from ..errors import UserError
 from ..token_mdp import TokenBatch
+from .prefix import CannotShareError, plan, prefixed
 from .text import encode_pair, token_spans
 from .tokens import eos_token_ids
+
+Rows = Sequence[Sequence[int]]
 
 
 class TokenScore(NamedTuple):
@@ -65,7 +69,11 @@ class TokenScorer(ABC):
     Attributes:
         tokenizer: shared by all models of the scorer.
         eos_token_ids: ids that end an answer.
+        shares_prompts: whether `score_with_reference` knows what to do with a `PrefixedBatch`: answers to one prompt
+            then share the prompt's computation. Switched off at the first model whose cache does not allow it.
     """
+
+    shares_prompts = False
 
     def __init__(self, tokenizer: Any, model: Any = None) -> None:
         self.tokenizer = tokenizer
@@ -106,16 +114,28 @@ class TokenScorer(ABC):
             One IdScores per completion, in order; entries off the actions are 0.
         """
         out: list[IdScores | None] = [None] * len(completion_ids)
-        lengths = [len(p) + len(c) for p, c in zip(prompt_ids, completion_ids, strict=True)]
-        for rows in _bucketed(lengths, batch_size, progress):
-            batch = self._batch([prompt_ids[i] for i in rows], [completion_ids[i] for i in rows])
-            if action_masks is not None:
-                batch = self._with_masks(batch, rows, prompt_ids, action_masks)
-            rewards, reference = (x.float().cpu() for x in self.score_with_reference(batch))
-            for k, i in enumerate(rows):
-                columns = slice(len(prompt_ids[i]), lengths[i])
-                out[i] = IdScores(rewards[k, columns], reference[k, columns])
+        batches, shared = plan(prompt_ids, completion_ids, batch_size, share=self.shares_prompts)
+        with tqdm(total=len(out), desc="Scoring", unit="answer", disable=not progress) as bar:
+            for rows in batches:
+                prompts, completions = [prompt_ids[i] for i in rows], [completion_ids[i] for i in rows]
+                masks = None if action_masks is None else [action_masks[i] for i in rows]
+                for i, scores in zip(rows, self._score_rows(prompts, completions, masks, shared), strict=True):
+                    out[i] = scores
+                bar.update(len(rows))
         return [scores for scores in out if scores is not None]
+
+    def _score_rows(self, prompts: Rows, completions: Rows, masks: Rows | None, shared: bool) -> Iterator[IdScores]:
+        """The scores of one batch's rows, in order."""
+        if shared and self.shares_prompts:
+            last = [ids[-1:] for ids in prompts]
+            batch = self._with_masks(self._batch(last, completions), last, masks)
+            try:
+                joined = prefixed(batch, prompts, pad_token_id=self._pad_token_id, device=self.device)
+                return _rows(self.score_with_reference(joined), last, completions)
+            except CannotShareError:
+                self.shares_prompts = False
+        batch = self._with_masks(self._batch(prompts, completions), prompts, masks)
+        return _rows(self.score_with_reference(batch), prompts, completions)
 
     def score(
         self,
@@ -167,36 +187,35 @@ class TokenScorer(ABC):
         )
         return ScoredCompletion(text, tokens, ids[-1] in self.eos_token_ids)
 
-    def _batch(self, prompt_ids: list[Sequence[int]], completion_ids: list[Sequence[int]]) -> TokenBatch:
+    @property
+    def _pad_token_id(self) -> int:
         pad = self.tokenizer.pad_token_id
+        return self.eos_token_ids[0] if pad is None else int(pad)
+
+    def _batch(self, prompt_ids: Rows, completion_ids: Rows) -> TokenBatch:
         return TokenBatch.from_ids(
             prompt_ids,
             completion_ids,
-            pad_token_id=self.eos_token_ids[0] if pad is None else pad,
+            pad_token_id=self._pad_token_id,
             eos_token_ids=self.eos_token_ids,
             device=self.device,
         )
 
-    def _with_masks(
-        self, batch: TokenBatch, rows: list[int], prompt_ids: Any, action_masks: Sequence[Sequence[int]]
-    ) -> TokenBatch:
+    def _with_masks(self, batch: TokenBatch, prompt_ids: Rows, action_masks: Rows | None) -> TokenBatch:
+        if action_masks is None:
+            return batch
         actions = batch.action_mask.clone()
-        for k, i in enumerate(rows):
-            mask = torch.tensor(action_masks[i], dtype=torch.bool, device=actions.device)
-            start = len(prompt_ids[i])
-            actions[k, start : start + len(mask)] &= mask
+        for row, (prompt, chosen) in enumerate(zip(prompt_ids, action_masks, strict=True)):
+            mask = torch.tensor(chosen, dtype=torch.bool, device=actions.device)
+            actions[row, len(prompt) : len(prompt) + len(mask)] &= mask
         return TokenBatch.build(
             batch.input_ids, actions, eos_token_ids=self.eos_token_ids, attention_mask=batch.attention_mask
         )
 
 
-def _bucketed(lengths: list[int], batch_size: int, progress: bool) -> Iterator[list[int]]:
-    """Row indices in batches of like length, longest first (running out of memory shows at once)."""
-    from tqdm.auto import tqdm
-
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    with tqdm(total=len(order), desc="Scoring", unit="answer", disable=not progress) as bar:
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            yield rows
-            bar.update(len(rows))
+def _rows(scores: tuple[Tensor, Tensor], prompts: Rows, completions: Rows) -> Iterator[IdScores]:
+    """The completions' part of (B, T) scores, row by row."""
+    rewards, reference = (x.float().cpu() for x in scores)
+    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        columns = slice(len(prompt), len(prompt) + len(completion))
+        yield IdScores(rewards[row, columns], reference[row, columns])

@@ -26,6 +26,7 @@ from ..token_mdp import (
     token_logits,
 )
 from ..token_mdp.of_models import fall_back
+from .prefix import CannotShareError, PrefixedBatch
 
 ACTIVE = "<active>"
 """As an adapter: whatever is active in the model."""
@@ -46,11 +47,19 @@ class FrozenLM:
     name: str = "model"
 
     def read(self, batch: TokenBatch) -> FrozenOutputs:
-        """Run the model on a batch."""
+        """Run the model on a batch.
+
+        Raises:
+            CannotShareError: a batch with shared prompts, and a model that cannot continue one prompt in several ways.
+        """
         with torch.no_grad(), _evaluating(self.model), _with_adapter(self.model, self.adapter):
             try:
+                if isinstance(batch, PrefixedBatch) and batch.prefixes is not None:
+                    return FrozenOutputs(batch, batch.prefixes.project(self.model, batch))
                 return FrozenOutputs(batch, project(self.model, batch))
             except SoftHeadError as reason:
+                if isinstance(batch, PrefixedBatch):
+                    raise CannotShareError from reason
                 fall_back(reason)
                 outputs, first = token_logits(self.model, batch)
                 return FrozenOutputs(batch, None, outputs.logits, first)
@@ -121,6 +130,11 @@ def load_frozen(
     model = load_model(source, dtype=dtype, trust_remote_code=trust_remote_code)
     model.requires_grad_(False)
     return FrozenLM(model if device is None else model.to(device), ACTIVE, name)
+
+
+def is_encoder_decoder(model: Any) -> bool:
+    """Whether a model reads prompts by an encoder of its own."""
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
 
 
 def load_model(source: Any, *, dtype: Any = "auto", trust_remote_code: bool = False) -> nn.Module:

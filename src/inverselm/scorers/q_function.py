@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..token_mdp import TokenBatch, bellman_residual
 from .base import TokenScorer
-from .frozen import FrozenLM, load_frozen
+from .frozen import FrozenLM, is_encoder_decoder, load_frozen
 
 KINDS = ("bellman", "log_prob")
 
@@ -32,6 +32,7 @@ class QFunctionReward(TokenScorer):
 
     def __init__(self, tokenizer: Any, model: FrozenLM, *, kind: str = "bellman", gamma: float = 1.0) -> None:
         super().__init__(tokenizer, model.model)
+        self.shares_prompts = not is_encoder_decoder(model.model)
         if kind not in KINDS:
             raise UserError(f"The reward of a single model is one of {KINDS}, not {kind!r}.")
         self.model, self.kind, self.gamma = model, kind, gamma

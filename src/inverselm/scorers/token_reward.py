@@ -14,7 +14,7 @@ from ..errors import UserError
 from ..token_mdp import TokenBatch, centre, clip, floor_log_ratio, log_ratio, mix_baselines
 from .base import TokenScorer
 from .checks import check_different_checkpoints, check_same_tokenizer, check_tokenizer_has_eos
-from .frozen import FrozenLM, adapter_base, load_frozen, load_model
+from .frozen import FrozenLM, adapter_base, is_encoder_decoder, load_frozen, load_model
 from .markers import find_baseline
 
 
@@ -52,6 +52,7 @@ class TokenReward(TokenScorer):
         centred: bool = False,
     ) -> None:
         super().__init__(tokenizer, sft.model)
+        self.shares_prompts = not is_encoder_decoder(sft.model)
         if not baselines:
             raise UserError("TokenReward needs at least one baseline.")
         if centred and len(baselines) > 1:

@@ -46,6 +46,22 @@ def token_stats(
         >>> stats = token_stats(model, TokenBatch.from_ids(prompts, completions, pad_token_id=0, eos_token_ids=[2]))
         >>> reward = stats.action_logit - stats.next_value      # Q(s,a) - V(s'), (B, T), nats
     """
+    stats, _ = token_stats_and_output(
+        model, batch, entropy=entropy, temperature=temperature, float32_head=float32_head, **forward_kwargs
+    )
+    return stats
+
+
+def token_stats_and_output(
+    model: nn.Module,
+    batch: TokenBatch,
+    *,
+    entropy: bool = False,
+    temperature: float = 1.0,
+    float32_head: bool = False,
+    **forward_kwargs: Any,
+) -> tuple[TokenStats, Any]:
+    """:func:`token_stats`, and the model's output without logits (for auxiliary losses)."""
     states = States.of(batch)
 
     def compute(head: Projection) -> tuple[Tensor, ...]:
@@ -53,14 +69,16 @@ def token_stats(
 
     inputs = {**batch.model_inputs(), "use_cache": False, **forward_kwargs}
     try:
-        _, (q, v, h, greedy) = run_with_head(model, compute, temperature=temperature, float32=float32_head, **inputs)
+        outputs, numbers = run_with_head(model, compute, temperature=temperature, float32=float32_head, **inputs)
     except SoftHeadError as reason:
         fall_back(reason)
         outputs, first = token_logits(model, batch, **forward_kwargs)
-        return stats_from_logits(
+        stats = stats_from_logits(
             outputs.logits, batch, first_column=first, entropy=entropy, greedy=True, temperature=temperature
         )
-    return states.stats(q, v, h if entropy else None, greedy, batch)
+        return stats, outputs
+    q, v, h, greedy = numbers
+    return states.stats(q, v, h if entropy else None, greedy, batch), outputs
 
 
 def token_loss(

@@ -70,14 +70,19 @@ class _Stats(torch.autograd.Function):
             parts.append((empty, empty, empty, empty.bool()))
         q, value, h, greedy = (torch.cat(column) for column in zip(*parts, strict=True))
         ctx.save_for_backward(rows, weight, bias, action, value, h)
-        ctx.spec, ctx.entropy, ctx.size = spec, entropy, size
+        ctx.spec, ctx.size = spec, size
         ctx.mark_non_differentiable(greedy)
+        ctx.set_materialize_grads(False)  # an entropy that is only logged must cost no gradient
         return q, value, h, greedy
 
     @staticmethod
-    def backward(ctx: Any, grad_q: Tensor, grad_v: Tensor, grad_h: Tensor, _: Any) -> tuple[Any, ...]:
+    def backward(
+        ctx: Any, grad_q: Tensor | None, grad_v: Tensor | None, grad_h: Tensor | None, _: Any
+    ) -> tuple[Any, ...]:
         rows, weight, bias, action, value, h = ctx.saved_tensors
         spec, needs = ctx.spec, ctx.needs_input_grad[:3]
+        grad_q = torch.zeros_like(value) if grad_q is None else grad_q
+        grad_v = torch.zeros_like(value) if grad_v is None else grad_v
         into = zero_gradients((rows, weight, bias), needs, spec)
         with torch.no_grad(), torch.autocast(rows.device.type, enabled=False):
             product = product_weight(weight, spec)
@@ -86,7 +91,7 @@ class _Stats(torch.autograd.Function):
                 part = slice(start, start + ctx.size)
                 chosen = prepare_rows(rows[part], weight, bias, action[part], spec)
                 reading = Reading(value[part], chosen.action, (value - h)[part])
-                upstream = Upstream(grad_q[part], grad_v[part], grad_h[part] if ctx.entropy else None)
+                upstream = Upstream(grad_q[part], grad_v[part], None if grad_h is None else grad_h[part])
                 tiles = (tile for tile, _, _ in make_tiles(chosen, product, bias, spec, stash, reuse=True))
                 local = into._replace(hidden=None if into.hidden is None else into.hidden[part])
                 add_gradients(chosen, tiles, reading, upstream, product, bias, spec, local)

@@ -13,7 +13,9 @@ from trl import GRPOTrainer
 from ..errors import UserError
 from ..objectives import kl_in_reward, kl_penalty, normalised
 from ..scorers import TokenScorer
-from ..token_mdp import add_to_last_action, advantages, standardise_per_position
+from ..token_mdp import SoftHeadError, TokenBatch, add_to_last_action, advantages, standardise_per_position
+from ..token_mdp.lm_head import output_layer
+from ..token_mdp.of_models import token_stats_and_output
 from .checkpoints import last_complete_checkpoint
 from .dense_path_config import DensePathConfig
 from .monitor import RunawayMonitor
@@ -188,10 +190,60 @@ class DensePathTrainer(GRPOTrainer):
 
     # --- loss: TRL's, plus the KL where it is asked for there ---------------------------------------------------------
 
-    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
-        out = super()._get_per_token_logps_and_entropies(*args, **kwargs)
-        self._last_log_prob = out[0]
-        return out
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **multimodal: Any,
+    ) -> Any:
+        """TRL's contract, through the soft-Q head where it fits; only real completion tokens are projected."""
+        try:
+            if any(value is not None for value in multimodal.values()):
+                raise SoftHeadError("it takes more than text")
+            output_layer(model)
+        except SoftHeadError:
+            out = super()._get_per_token_logps_and_entropies(
+                model,
+                input_ids,
+                attention_mask,
+                logits_to_keep,
+                batch_size,
+                compute_entropy,
+                compute_aux_loss,
+                **multimodal,
+            )
+            self._last_log_prob = out[0]
+            return out
+        actions = attention_mask.bool().clone()
+        actions[:, :-logits_to_keep] = False
+        forward = {"output_router_logits": True} if compute_aux_loss else {}
+        log_prob, entropies, aux_losses = [], [], []
+        size = batch_size or input_ids.size(0)
+        for start in range(0, input_ids.size(0), size):
+            part = slice(start, start + size)
+            batch = TokenBatch.build(
+                input_ids[part],
+                actions[part],
+                eos_token_ids=self.scorer.eos_token_ids,
+                attention_mask=attention_mask[part],
+            )
+            with self.accelerator.autocast():
+                stats, outputs = token_stats_and_output(
+                    model, batch, entropy=compute_entropy, temperature=self.temperature, **forward
+                )
+            log_prob.append(stats.log_prob[:, -logits_to_keep:])
+            if stats.entropy is not None:
+                entropies.append(stats.entropy[:, -logits_to_keep:])
+            if compute_aux_loss:
+                aux_losses.append(outputs.aux_loss)
+        self._last_log_prob = torch.cat(log_prob)
+        entropy = torch.cat(entropies) if compute_entropy else None
+        return self._last_log_prob, entropy, torch.stack(aux_losses).mean() if compute_aux_loss else None
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         loss = super()._compute_loss(model, inputs)
