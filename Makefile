@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-fast lint examples clean setup
+.PHONY: demo test test-fast lint examples bench clean setup
 
 setup: $(VENV)/.ready
 
@@ -33,6 +33,10 @@ lint: setup
 examples: setup
 	$(BIN)/python examples/iqlearn_from_scratch.py
 	$(BIN)/python examples/dense_path_from_scratch.py
+
+# about 20 minutes on two idle cores
+bench: setup
+	for name in head step scoring growth; do $(BIN)/python benchmarks/$$name.py --json $$name.json || exit 1; done
 
 clean:
 	rm -rf $(VENV) demo-out build dist *.egg-info src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
