@@ -14,7 +14,7 @@ from helpers.data import sums, text_tokenizer, tiny_for
 from helpers.training import arguments, assert_same_weights, make
 from inverselm.errors import UserError
 from inverselm.scorers.markers import read_marker, write_marker
-from inverselm.training import BaselineCheckpointCallback, find_baseline, last_complete_checkpoint
+from inverselm.training import BaselineCheckpointCallback, baseline_folder, find_baseline, last_complete_checkpoint
 
 SAVING = {"save_strategy": "steps", "save_steps": 1}
 
@@ -95,6 +95,28 @@ def test_a_fraction_outside_0_1_is_refused(fraction):
 def test_a_run_of_one_step_is_refused(tmp_path):
     with pytest.raises(UserError, match="one optimiser step"):
         sft(tmp_path, max_steps=1).train()
+
+
+def test_a_fraction_that_ends_with_the_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"After 0\.9 of 4 optimiser steps .* the model itself"):
+        sft(tmp_path, 0.9, max_steps=4).train()
+    sft(tmp_path, 0.75, max_steps=4).train()
+
+
+def test_further_baselines_stand_beside_the_main_one(tmp_path):
+    trainer = sft(tmp_path, max_steps=8, **SAVING)
+    for fraction in (0.25, 0.5, 0.125):
+        trainer.add_callback(BaselineCheckpointCallback(trainer, fraction, baseline_folder(fraction)))
+    trainer.train()
+    kept = {"baseline": 4, "baseline-25": 2, "baseline-50": 4, "baseline-12.5": 1}
+    assert {folder.name for folder in tmp_path.glob("baseline*")} == set(kept)
+    for name, step in kept.items():
+        weights = (tmp_path / name / "model.safetensors").read_bytes()
+        assert weights == (tmp_path / f"checkpoint-{step}" / "model.safetensors").read_bytes()
+        assert read_marker(tmp_path / name)["step"] == step
+    assert find_baseline(tmp_path) == tmp_path / "baseline"
+    with pytest.raises(UserError, match="No baseline found"):  # a baseline is no checkpoint of the run around it
+        find_baseline(tmp_path / "baseline-25")
 
 
 def test_it_survives_save_total_limit(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -13,8 +13,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..errors import UserError
-from ..token_mdp import TokenBatch
+from ..token_mdp import Seq2SeqBatch, TokenBatch
+from .frozen import is_encoder_decoder
 from .prefix import CannotShareError, plan, prefixed
+from .seq2seq import decoder_start_token_id, encode_seq2seq_pair
 from .text import encode_pair, token_spans
 from .tokens import eos_token_ids
 
@@ -78,6 +80,7 @@ class TokenScorer(ABC):
     def __init__(self, tokenizer: Any, model: Any = None) -> None:
         self.tokenizer = tokenizer
         self.eos_token_ids = eos_token_ids(tokenizer, model)
+        self._start_token_id = decoder_start_token_id(model) if is_encoder_decoder(model) else None
 
     @property
     @abstractmethod
@@ -134,8 +137,9 @@ class TokenScorer(ABC):
                 return _rows(self.score_with_reference(joined), last, completions)
             except CannotShareError:
                 self.shares_prompts = False
-        batch = self._with_masks(self._batch(prompts, completions), prompts, masks)
-        return _rows(self.score_with_reference(batch), prompts, completions)
+        before = prompts if self._start_token_id is None else [[self._start_token_id]] * len(prompts)
+        batch = self._with_masks(self._batch(prompts, completions), before, masks)
+        return _rows(self.score_with_reference(batch), before, completions)
 
     def score(
         self,
@@ -150,8 +154,8 @@ class TokenScorer(ABC):
 
         Args:
             prompts: strings, or lists of chat messages.
-            completions: strings or lists of messages, tokenised as in TRL's SFT (prompt and completion together), or
-                lists of token ids, taken as they are.
+            completions: strings or lists of messages, tokenised as in training (a causal model's prompt and completion
+                together, as in TRL's SFT; an encoder-decoder's apart), or lists of token ids, taken as they are.
             add_eos: end a text completion with EOS, as in training. Off for answers that were cut.
             batch_size: rows per forward pass.
             progress: show a progress bar.
@@ -165,7 +169,8 @@ class TokenScorer(ABC):
         """
         if len(prompts) != len(completions):
             raise UserError(f"{len(prompts)} prompts but {len(completions)} completions; give one for each.")
-        pairs = [encode_pair(self.tokenizer, p, c, add_eos) for p, c in zip(prompts, completions, strict=True)]
+        encode = encode_pair if self._start_token_id is None else encode_seq2seq_pair
+        pairs = [encode(self.tokenizer, p, c, add_eos) for p, c in zip(prompts, completions, strict=True)]
         for i, pair in enumerate(pairs):
             if not pair.completion_ids:
                 raise UserError(f"Completion {i} is empty: there is no token to score.")
@@ -193,6 +198,15 @@ class TokenScorer(ABC):
         return self.eos_token_ids[0] if pad is None else int(pad)
 
     def _batch(self, prompt_ids: Rows, completion_ids: Rows) -> TokenBatch:
+        if self._start_token_id is not None:
+            return Seq2SeqBatch.from_ids(
+                prompt_ids,
+                completion_ids,
+                start_token_id=self._start_token_id,
+                pad_token_id=self._pad_token_id,
+                eos_token_ids=self.eos_token_ids,
+                device=self.device,
+            )
         return TokenBatch.from_ids(
             prompt_ids,
             completion_ids,
@@ -208,9 +222,10 @@ class TokenScorer(ABC):
         for row, (prompt, chosen) in enumerate(zip(prompt_ids, action_masks, strict=True)):
             mask = torch.tensor(chosen, dtype=torch.bool, device=actions.device)
             actions[row, len(prompt) : len(prompt) + len(mask)] &= mask
-        return TokenBatch.build(
+        masked = TokenBatch.build(
             batch.input_ids, actions, eos_token_ids=self.eos_token_ids, attention_mask=batch.attention_mask
         )
+        return replace(batch, action_mask=masked.action_mask, next_state=masked.next_state)
 
 
 def _rows(scores: tuple[Tensor, Tensor], prompts: Rows, completions: Rows) -> Iterator[IdScores]:

@@ -34,10 +34,10 @@ ACTIVE = "<active>"
 
 @dataclass(frozen=True)
 class FrozenLM:
-    """A causal LM that is only read: in evaluation mode, without gradients, one adapter (or none) of it active.
+    """A language model that is only read: in evaluation mode, without gradients, one adapter (or none) of it active.
 
     Attributes:
-        model: the causal LM, or the PeftModel that holds the adapter.
+        model: the (causal or encoder-decoder) LM, or the PeftModel that holds the adapter.
         adapter: adapter name; None for the base with adapters off; `ACTIVE` for the model as it stands.
         name: for messages.
     """
@@ -138,22 +138,26 @@ def is_encoder_decoder(model: Any) -> bool:
 
 
 def load_model(source: Any, *, dtype: Any = "auto", trust_remote_code: bool = False) -> nn.Module:
-    """A causal LM from a folder or hub name; an adapter folder comes on its base. safetensors only.
+    """A causal or encoder-decoder LM from a folder or hub name; an adapter comes on its base. safetensors only.
 
     Raises:
         UserError: nothing there that loads.
     """
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     base = adapter_base(source)
     kwargs: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code, "use_safetensors": True}
+    name = str(source) if base is None else base
     try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        model = kind.from_pretrained(name, **kwargs)
         if base is None:
-            return AutoModelForCausalLM.from_pretrained(str(source), **kwargs)
+            return model
         from peft import PeftModel
 
-        return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, **kwargs), str(source))
+        return PeftModel.from_pretrained(model, str(source))
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"Could not load a model from {source}: {reason}") from error

@@ -45,11 +45,14 @@ def read_marker(folder: str | Path) -> dict[str, Any]:
 def find_baseline(sft: str | Path) -> Path:
     """The baseline checkpoint that belongs to an SFT folder (or to a `checkpoint-N` folder of that run).
 
+    A folder with a marker of its own is no checkpoint of the run around it: a policy or an extrapolated model kept in
+    an SFT folder has no baseline there.
+
     Raises:
         UserError: there is none; the message says how to make or name one.
     """
     folder = Path(sft)
-    for run in (folder, folder.parent):
+    for run in (folder,) if read_marker(folder) else (folder, folder.parent):
         candidate = run / BASELINE_FOLDER
         if read_marker(candidate).get("role") == "baseline":
             return candidate

@@ -18,6 +18,7 @@ from .rewards import (
     shape,
     standardise_per_position,
 )
+from .seq2seq import Seq2SeqBatch
 from .soft_head import head_loss, head_stats
 from .stats import TokenStats, masked_mean, masked_sum
 from .tiles import HeadSpec
@@ -30,6 +31,7 @@ __all__ = [
     "VARIANCE_REDUCTIONS",
     "HeadSpec",
     "Projection",
+    "Seq2SeqBatch",
     "SoftHeadError",
     "TokenBatch",
     "TokenStats",

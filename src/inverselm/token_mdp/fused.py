@@ -22,6 +22,7 @@ from .tiles import (
     prepare_rows,
     product_weight,
     read_rows,
+    refuse_second_derivative,
     zero_gradients,
 )
 
@@ -94,19 +95,24 @@ class _Job:
 
     def upstream(self, chunk: Chunk, logit: Tensor, reading: Reading) -> tuple[Upstream, Tensor]:
         """The objective's gradients with respect to the numbers of a chunk's states, and its value there."""
-        entropy = reading.value - reading.expectation if reading.expectation is not None else None
+        # an objective that has the entropy in its loss must ask for it, not lose its gradient
+        entropy = reading.entropy if self.task.entropy == "grad" else None
         leaves = [x.detach().requires_grad_() for x in (logit, reading.value, entropy) if x is not None]
+        with torch.enable_grad():
+            q, v, *h = leaves
+            loss = self.value(chunk, q, reading._replace(value=v, entropy=h[0] if h else None))
+            grads = torch.autograd.grad(loss, leaves, allow_unused=True)
+        filled = [torch.zeros_like(x) if g is None else g.to(x.dtype) for x, g in zip(leaves, grads, strict=True)]
+        return Upstream(*filled), loss.detach()
+
+    def value(self, chunk: Chunk, logit: Tensor, reading: Reading) -> Tensor:
+        """The objective's value on a chunk."""
         part = {
             name: self.states.at_actions(tensor)[None, chunk.start : chunk.stop]
             for name, tensor in self.task.per_token.items()
         }
-        with torch.enable_grad():
-            q, v, *h = leaves
-            stats = self.states.flat_stats(chunk, q, v, h[0] if h else None, reading.greedy)
-            loss = self.task.objective(stats, num_actions=self.task.num_actions, **part).value
-            grads = torch.autograd.grad(loss, leaves, allow_unused=True)
-        filled = [torch.zeros_like(x) if g is None else g.to(x.dtype) for x, g in zip(leaves, grads, strict=True)]
-        return Upstream(*filled), loss.detach()
+        stats = self.states.flat_stats(chunk, logit, reading.value, reading.entropy, reading.greedy)
+        return self.task.objective(stats, num_actions=self.task.num_actions, **part).value
 
 
 class _Fused(torch.autograd.Function):
@@ -123,6 +129,7 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
+        refuse_second_derivative()
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
             raise RuntimeError("The soft head's gradients were freed by a first backward pass; it can run only once.")
@@ -138,30 +145,31 @@ def _run(rows: Tensor, weight: Tensor, bias: Tensor | None, job: _Job) -> tuple[
     loss = rows.new_zeros((), dtype=spec.sums)
     into = zero_gradients((rows, weight, bias), job.wanted, spec)
     learning = any(job.wanted)
-    explicit = job.task.entropy == "grad" or (job.task.entropy == "log" and (bool(spec.softcap) or not learning))
+    # beside gradients E[q] costs nothing, but not under a cap, and it is only as exact as the products
+    free = learning and not spec.softcap and not spec.low_precision
+    explicit = job.task.entropy == "grad" or (job.task.entropy == "log" and not free)
     product = product_weight(weight, spec)
     size = min(n, job.chunk_size + 1)
-    stash = product.new_empty(size * (vocab if learning else min(spec.tile, vocab)))
+    stash = product.new_empty(size * vocab if learning else 0)
     for chunk in job.states.chunks(job.chunk_size):
         part = slice(chunk.start, chunk.stop)
         chosen = prepare_rows(rows[part], weight, bias, job.states.action[part], spec)
         tiles = make_tiles(chosen, product, bias, spec, stash, reuse=not learning)
         reading, kept = read_rows(chosen, tiles, spec, expectation=explicit)
-        upstream, value = job.upstream(chunk, chosen.action_logit, reading)
-        mean = reading.expectation
+        entropy = reading.entropy
         if learning:
+            upstream, value = job.upstream(chunk, chosen.action_logit, reading)
             local = into._replace(hidden=None if into.hidden is None else into.hidden[part])
-            if job.task.entropy != "grad":
-                upstream = upstream._replace(entropy=None)
-            cheap = add_gradients(
+            mean = add_gradients(
                 chosen, kept, reading, upstream, product, bias, spec, local,
                 expectation=job.task.entropy == "log" and not explicit,
             )  # fmt: skip
-            mean = cheap if mean is None else mean
+            entropy = entropy if mean is None else reading.value - mean
+        else:
+            value = job.value(chunk, chosen.action_logit, reading)
         loss += value
-        for out, x in zip(numbers, (chosen.action_logit, reading.value, mean), strict=True):
+        for out, x in zip(numbers, (chosen.action_logit, reading.value, entropy), strict=True):
             if x is not None:
                 out[part] = x
         greedy[part] = reading.greedy
-    q, v, mean = numbers
-    return loss, [q, v, v - mean, greedy], into
+    return loss, [*numbers, greedy], into

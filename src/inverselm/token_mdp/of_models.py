@@ -35,7 +35,7 @@ def token_stats(
     """TokenStats of any causal LM (full, PEFT, wrapped by DDP or FSDP) on a batch, with gradients if they are enabled.
 
     Args:
-        model: a causal LM, or an encoder-decoder LM with a batch of :func:`decoder_batch`.
+        model: a causal LM, or an encoder-decoder LM with a :class:`Seq2SeqBatch`.
         batch: the (B, T) batch.
         entropy: also H(pi(.|s_t)).
         temperature: stats of the policy softmax(Q / temperature).
@@ -140,12 +140,21 @@ def project(model: nn.Module, batch: TokenBatch, **forward_kwargs: Any) -> Proje
         return (head.hidden,)
 
     run_with_head(model, compute, **{**batch.model_inputs(), "use_cache": False, **forward_kwargs})
+    if not seen[0].weight.untyped_storage().size():
+        raise SoftHeadError("its output weight is kept in shards after the call")
     return seen[0]
 
 
 def _columns(head: Projection, batch: TokenBatch) -> Tensor:
-    """(B, T, H): prompt learning (PEFT) puts virtual tokens in front."""
-    return head.hidden[:, head.hidden.size(1) - batch.input_ids.size(1) :]
+    """(B, T, H): prompt learning (PEFT) puts virtual tokens in front.
+
+    Raises:
+        SoftHeadError: the model does not project a state for every token.
+    """
+    rows, width = batch.input_ids.shape
+    if head.hidden.dim() != 3 or head.hidden.size(0) != rows or head.hidden.size(1) < width:
+        raise SoftHeadError(f"its output layer gets {tuple(head.hidden.shape)} for tokens of {(rows, width)}")
+    return head.hidden[:, head.hidden.size(1) - width :]
 
 
 def fall_back(reason: SoftHeadError) -> None:

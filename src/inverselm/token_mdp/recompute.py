@@ -17,6 +17,7 @@ from .tiles import (
     prepare_rows,
     product_weight,
     read_rows,
+    refuse_second_derivative,
     zero_gradients,
 )
 
@@ -57,14 +58,14 @@ class _Stats(torch.autograd.Function):
         parts: list[tuple[Tensor, ...]] = []
         with torch.autocast(rows.device.type, enabled=False):
             product = product_weight(weight, spec)
-            stash = product.new_empty(min(size, rows.size(0)) * min(spec.tile, weight.size(0)))
+            stash = product.new_empty(0)
             for start in range(0, rows.size(0), size):
                 part = slice(start, start + size)
                 chosen = prepare_rows(rows[part], weight, bias, action[part], spec)
                 tiles = make_tiles(chosen, product, bias, spec, stash, reuse=True)
                 reading, _ = read_rows(chosen, tiles, spec, expectation=entropy)
-                mean = reading.value if reading.expectation is None else reading.expectation
-                parts.append((chosen.action_logit, reading.value, reading.value - mean, reading.greedy))
+                h = torch.zeros_like(reading.value) if reading.entropy is None else reading.entropy
+                parts.append((chosen.action_logit, reading.value, h, reading.greedy))
         if not parts:
             empty = rows.new_zeros(0, dtype=spec.sums)
             parts.append((empty, empty, empty, empty.bool()))
@@ -79,6 +80,7 @@ class _Stats(torch.autograd.Function):
     def backward(
         ctx: Any, grad_q: Tensor | None, grad_v: Tensor | None, grad_h: Tensor | None, _: Any
     ) -> tuple[Any, ...]:
+        refuse_second_derivative()
         rows, weight, bias, action, value, h = ctx.saved_tensors
         spec, needs = ctx.spec, ctx.needs_input_grad[:3]
         grad_q = torch.zeros_like(value) if grad_q is None else grad_q
@@ -86,13 +88,14 @@ class _Stats(torch.autograd.Function):
         into = zero_gradients((rows, weight, bias), needs, spec)
         with torch.no_grad(), torch.autocast(rows.device.type, enabled=False):
             product = product_weight(weight, spec)
-            stash = product.new_empty(min(ctx.size, rows.size(0)) * min(spec.tile, weight.size(0)))
+            stash = product.new_empty(0)
             for start in range(0, rows.size(0), ctx.size):
                 part = slice(start, start + ctx.size)
                 chosen = prepare_rows(rows[part], weight, bias, action[part], spec)
-                reading = Reading(value[part], chosen.action, (value - h)[part])
+                reading = Reading(value[part], chosen.action, (value - h)[part], h[part])
                 upstream = Upstream(grad_q[part], grad_v[part], None if grad_h is None else grad_h[part])
-                tiles = (tile for tile, _, _ in make_tiles(chosen, product, bias, spec, stash, reuse=True))
+                made = make_tiles(chosen, product, bias, spec, stash, reuse=True)
+                tiles = (tile for tile, _, _ in made.softmaxes())
                 local = into._replace(hidden=None if into.hidden is None else into.hidden[part])
                 add_gradients(chosen, tiles, reading, upstream, product, bias, spec, local)
         return (

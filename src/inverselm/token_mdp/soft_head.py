@@ -57,7 +57,7 @@ def head_stats(
     Example:
         >>> stats = head_stats(model.model(ids).last_hidden_state, model.lm_head.weight, batch)
     """
-    spec, states = checked(hidden, weight, batch, spec), States.of(batch)
+    spec, states = checked(hidden, weight, batch, spec, bias), States.of(batch)
     q, value, h, greedy = stats_numbers(hidden, weight, bias, states, spec, entropy=entropy, chunk_size=chunk_size)
     return states.stats(q, value, h if entropy else None, greedy, batch)
 
@@ -98,21 +98,25 @@ def head_loss(
         >>> (loss, metrics), stats = head_loss(hidden, lm_head.weight, batch, partial(iqlearn, td_coef=0.1))
         >>> loss.backward()
     """
-    spec, states = checked(hidden, weight, batch, spec), States.of(batch)
+    spec, states = checked(hidden, weight, batch, spec, bias), States.of(batch)
     count = batch.num_actions if num_actions is None else num_actions
     task = Task(objective, count, dict(per_token or {}), entropy)
     numbers = loss_numbers(hidden, weight, bias, states, spec, task, chunk_size=chunk_size)
     return task.result(numbers, states, batch)
 
 
-def checked(hidden: Tensor, weight: Tensor, batch: TokenBatch, spec: HeadSpec | None) -> HeadSpec:
+def checked(
+    hidden: Tensor, weight: Tensor, batch: TokenBatch, spec: HeadSpec | None, bias: Tensor | None = None
+) -> HeadSpec:
     """The spec, or that of a plain layer.
 
     Raises:
         ValueError: the shapes do not fit.
     """
-    if hidden.shape[:2] != batch.input_ids.shape:
+    if hidden.dim() != 3 or hidden.shape[:2] != batch.input_ids.shape:
         raise ValueError(f"hidden is {tuple(hidden.shape)}, the batch {tuple(batch.input_ids.shape)}.")
     if hidden.size(2) != weight.size(1):
         raise ValueError(f"hidden has {hidden.size(2)} features, the weight {weight.size(1)}.")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias is {tuple(bias.shape)}, the weight {tuple(weight.shape)}.")
     return HeadSpec(dtype=weight.dtype) if spec is None else spec

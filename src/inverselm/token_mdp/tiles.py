@@ -5,8 +5,8 @@ vocabulary in tiles of columns; of a tile only its softmax P and its logsumexp a
 
     V = logsumexp_k lse_k,     p = exp(lse_k - V) P     (factors of rows: they act on (rows, H) tensors, not on P).
 
-The action's own logit is left out of the tiles and computed apart in float32. Then the "p - 1" of its gradient suffers
-no cancellation, and V knows the chosen logit exactly also where the matrix products are bfloat16.
+The action's own logit is left out of the tiles and computed apart in float32. Then the "p - 1" of its gradient is minus
+the others' sum, with no cancellation, and V knows the chosen logit exactly also where the matrix products are bfloat16.
 """
 
 from __future__ import annotations
@@ -19,9 +19,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from . import triton_tiles
+from .products import add_product, tile_width
+
 _OFFSET_COLUMNS = 16
 _LOW_PRECISION = (torch.bfloat16, torch.float16)
 _RULED_OUT = -1e30  # finite: 0 * -inf is nan
+_NO_MASS = -1000.0  # exp of it is 0
 
 
 @dataclass(frozen=True)
@@ -33,14 +37,14 @@ class HeadSpec:
         softcap: cap(z) = c tanh(z / c); None for none.
         temperature: divides q at last.
         dtype: of the matrix products. Everything else is float32 (float64 for float64).
-        tile: columns of a tile. On a CPU it should stay in the cache, on a GPU fill it.
+        tile: columns of a tile; 0 leaves them to the device (see `products.tile_width`).
     """
 
     scale: float = 1.0
     softcap: float | None = None
     temperature: float = 1.0
     dtype: torch.dtype = torch.float32
-    tile: int = 2048
+    tile: int = 0
 
     @property
     def sums(self) -> torch.dtype:
@@ -63,7 +67,7 @@ class Rows(NamedTuple):
 
     operand: Float[Tensor, "n K"]  # factor * hidden in the product dtype, with offset columns in low precision
     hidden: Float[Tensor, "n H"]  # in the dtype of sums
-    offset: Float[Tensor, " n"] | None  # what the product subtracts from each row
+    offset: Float[Tensor, " n"] | None  # what is to be added to a row's products
     action: Int[Tensor, " n"]
     action_logit: Float[Tensor, " n"]  # q of the action, exact
     action_slope: Float[Tensor, " n"]  # dq/dz there
@@ -85,6 +89,7 @@ class Reading(NamedTuple):
     value: Float[Tensor, " n"]
     greedy: Tensor  # (n,) bool: no other logit is larger than the action's
     expectation: Float[Tensor, " n"] | None  # sum_a p(a) q(a)
+    entropy: Float[Tensor, " n"] | None = None
 
 
 class Upstream(NamedTuple):
@@ -112,6 +117,16 @@ def zero_gradients(inputs: Sequence[Tensor | None], wanted: Sequence[bool], spec
     return Gradients(*zeros)
 
 
+def refuse_second_derivative() -> None:
+    """For backward passes: gradients are enabled there when a graph of them is asked for, which would be cut off.
+
+    Raises:
+        RuntimeError: they are.
+    """
+    if torch.is_grad_enabled():
+        raise RuntimeError("The soft head has no second derivative: call backward without create_graph.")
+
+
 def product_weight(weight: Float[Tensor, "V H"], spec: HeadSpec) -> Float[Tensor, "V K"]:
     """The weight as products take it. In low precision, ones in extra columns let a row bring its offset along.
 
@@ -120,8 +135,9 @@ def product_weight(weight: Float[Tensor, "V H"], spec: HeadSpec) -> Float[Tensor
     """
     if not spec.low_precision:
         return weight.to(spec.dtype)
-    extended = weight.new_zeros(weight.size(0), weight.size(1) + _OFFSET_COLUMNS, dtype=spec.dtype)
+    extended = weight.new_empty(weight.size(0), weight.size(1) + _OFFSET_COLUMNS, dtype=spec.dtype)
     extended[:, : weight.size(1)] = weight
+    extended[:, weight.size(1) :] = 0
     extended[:, weight.size(1) : weight.size(1) + 3] = 1
     return extended
 
@@ -133,19 +149,34 @@ def prepare_rows(
     action: Int[Tensor, " n"],
     spec: HeadSpec,
 ) -> Rows:
-    """Scale the rows, and compute the logit of each row's action on its own."""
+    """Scale the rows, and compute the logit of each row's action on its own.
+
+    Rounded operands move all logits of a row together as far as the weights have a direction in common, as pretrained
+    ones do. Among products no policy would feel that, but the action's logit is exact. So the others are moved back, by
+    the mean over the chunk's actions.
+    """
+    rounds = spec.factor != 1.0 or not (hidden.dtype == weight.dtype == spec.dtype)
     hidden = hidden.to(spec.sums)
     action_weight = weight[action].to(spec.sums)
     raw = (hidden * action_weight).sum(dim=1)
     if bias is not None:
-        raw = raw + bias[action].to(spec.sums)
+        raw = raw + _finite(bias[action].to(spec.sums))
     logit, slope = _cap(raw * spec.scale, spec)
-    operand = hidden if spec.factor == 1.0 else hidden * spec.factor
+    exact = hidden if spec.factor == 1.0 else hidden * spec.factor
+    operand = exact.to(spec.dtype)
     offset: Tensor | None = None
     if spec.low_precision:
-        offset = raw * spec.factor
-        operand = torch.cat([operand, _offset_columns(offset, spec.dtype)], dim=1)
-    return Rows(operand.to(spec.dtype), hidden, offset, action, logit, slope * spec.scale, action_weight)
+        offset = subtracted = raw * spec.factor
+        if rounds:
+            products = operand.to(spec.sums) @ action_weight.to(spec.dtype).to(spec.sums).mean(dim=0)
+            subtracted = offset + (products - exact @ action_weight.mean(dim=0))
+        operand = torch.cat([operand, _offset_columns(subtracted, spec.dtype)], dim=1)
+    return Rows(operand, hidden, offset, action, logit, slope * spec.scale, action_weight)
+
+
+def _finite(bias: Tensor) -> Tensor:
+    """-inf rules a token out; here by a finite number."""
+    return bias.clamp(min=_RULED_OUT)
 
 
 def _cap(z: Tensor, spec: HeadSpec) -> tuple[Tensor, Tensor]:
@@ -158,12 +189,17 @@ def _cap(z: Tensor, spec: HeadSpec) -> tuple[Tensor, Tensor]:
 
 def _offset_columns(offset: Float[Tensor, " n"], dtype: torch.dtype) -> Float[Tensor, "n 16"]:
     """-offset as a sum of three low-precision numbers; the other columns are alignment."""
-    columns = offset.new_zeros(offset.size(0), _OFFSET_COLUMNS)
+    columns = offset.new_zeros(offset.size(0), _OFFSET_COLUMNS, dtype=dtype)
     rest = -offset
     for k in range(3):
-        columns[:, k] = rest.to(dtype)
-        rest = rest - columns[:, k]
+        columns[:, k] = rest
+        rest = rest - columns[:, k].to(rest.dtype)
     return columns
+
+
+def left_out(rows: Rows, spec: HeadSpec) -> Float[Tensor, " n"] | None:
+    """What the `q` of :func:`make_tiles` lacks. A cap needs it inside; else it is cheaper to add to sums."""
+    return None if spec.softcap else rows.offset
 
 
 def make_tiles(
@@ -174,59 +210,123 @@ def make_tiles(
     stash: Float[Tensor, " size"],
     *,
     reuse: bool,
-) -> Iterator[tuple[Tile, Tensor, Tensor]]:
+) -> Tiles:
     """Yield (tile, q, top) one tile after the other; `q` (n, C) and `top` (n,), its largest entry, live until the next.
 
-    The softmaxes lie in `stash`, side by side, or with `reuse` all in the same place.
+    `q` lacks the rows' offset (see :func:`left_out`), `top` and the tile's lse do not. A consumer may overwrite `q`.
+    The softmaxes lie in `stash`, side by side, or with `reuse` all in the same place, of its own if `stash` is smaller.
+    Whoever needs no `q` takes :meth:`Tiles.softmaxes` instead of iterating: on a GPU they cost less.
     """
-    vocab, n = weight.size(0), rows.action.size(0)
-    width = min(spec.tile, vocab)
+    return Tiles(rows, weight, bias, spec, stash, reuse)
+
+
+class Tiles(Iterator[tuple[Tile, Tensor, Tensor]]):
+    """What :func:`make_tiles` returns. To be run over once, in one way or the other."""
+
+    def __init__(self, rows: Rows, weight: Tensor, bias: Tensor | None, spec: HeadSpec, stash: Tensor, reuse: bool):
+        self._rows, self._weight, self._bias, self._spec, self._reuse = rows, weight, bias, spec, reuse
+        self._width = min(spec.tile or tile_width(weight.device), weight.size(0))
+        size = rows.action.size(0) * self._width
+        self._stash = stash.new_empty(size) if reuse and stash.numel() < size else stash
+        self._with_logits: Iterator[tuple[Tile, Tensor, Tensor]] | None = None
+
+    def __next__(self) -> tuple[Tile, Tensor, Tensor]:
+        self._with_logits = self._with_logits or self._in_torch()
+        return next(self._with_logits)
+
+    def softmaxes(self, *, expectation: bool = False) -> Iterator[tuple[Tile, Tensor, Tensor | None]]:
+        """Yield (tile, top, expected); `expected` is sum_a P(a) q(a) if asked for. In Triton where it is at hand."""
+        rows, spec, done = self._rows, self._spec, 0
+        if triton_tiles.available(self._weight.device, spec.dtype):
+            for start, end, out in self._places():
+                torch.mm(rows.operand, self._weight[start:end].t(), out=out)
+                numbers = triton_tiles.softmax_tile(
+                    out, out, bias=None if self._bias is None else self._bias[start:end], factor=spec.factor,
+                    offset=rows.offset, softcap=spec.softcap, temperature=spec.temperature,
+                    action=rows.action, start=start, expectation=expectation,
+                )  # fmt: skip
+                if numbers is None:
+                    break
+                done = end
+                yield Tile(start, end, out, numbers.lse), numbers.top, numbers.expected
+        for tile, q, top in self._in_torch(done):
+            yield tile, top, _mean_q(tile, q, top, left_out(rows, spec)) if expectation else None
+
+    def _places(self, first: int = 0) -> Iterator[tuple[int, int, Tensor]]:
+        """(start, end, softmax's place in the stash) of the tiles from column `first` on."""
+        n, vocab = self._rows.action.size(0), self._weight.size(0)
+        for start in range(first, vocab, self._width):
+            end = min(start + self._width, vocab)
+            place = 0 if self._reuse else n * start
+            yield start, end, self._stash[place : place + n * (end - start)].view(n, end - start)
+
+    def _in_torch(self, first: int = 0) -> Iterator[tuple[Tile, Tensor, Tensor]]:
+        return _make_in_torch(self._rows, self._weight, self._bias, self._spec, self._width, self._places(first))
+
+
+def _make_in_torch(
+    rows: Rows,
+    weight: Tensor,
+    bias: Tensor | None,
+    spec: HeadSpec,
+    width: int,
+    places: Iterator[tuple[int, int, Tensor]],
+) -> Iterator[tuple[Tile, Tensor, Tensor]]:
+    lacking, n = left_out(rows, spec), rows.action.size(0)
     product = rows.operand.new_empty(n * width)
     q_space = product if spec.dtype == spec.sums else product.new_empty(n * width, dtype=spec.sums)
-    for start in range(0, vocab, width):
-        end = min(start + width, vocab)
+    for start, end, out in places:
         z = product[: n * (end - start)].view(n, end - start)
         torch.mm(rows.operand, weight[start:end].t(), out=z)
         q = q_space[: z.numel()].view_as(z)
         if q is not z:
             q.copy_(z)
         if bias is not None:
-            q.add_(bias[start:end].to(q.dtype), alpha=spec.factor)
+            q.add_(_finite(bias[start:end].to(q.dtype)), alpha=spec.factor)
         if spec.softcap:
             if rows.offset is not None:
                 q.add_(rows.offset[:, None])
             q.div_(spec.softcap).tanh_().mul_(spec.softcap / spec.temperature)
         mine = ((rows.action >= start) & (rows.action < end)).nonzero().squeeze(1)
         q[mine, rows.action[mine] - start] = _RULED_OUT
-        place = 0 if reuse else n * start
-        out = stash[place : place + z.numel()].view_as(z)
         top = q.amax(dim=1)
         probs = torch.softmax(q, dim=1) if out.dtype != q.dtype else torch.softmax(q, dim=1, out=out)
         lse = top - probs.amax(dim=1).log()
-        if rows.offset is not None and not spec.softcap:
-            lse, top = lse + rows.offset, top + rows.offset
+        if lacking is not None:
+            lse, top = lse + lacking, top + lacking
         if probs is not out:
             out.copy_(probs)
         yield Tile(start, end, out, lse), q, top
 
 
-def read_rows(
-    rows: Rows, tiles: Iterable[tuple[Tile, Tensor, Tensor]], spec: HeadSpec, *, expectation: bool
-) -> tuple[Reading, list[Tile]]:
+def read_rows(rows: Rows, tiles: Tiles, spec: HeadSpec, *, expectation: bool) -> tuple[Reading, list[Tile]]:
     """Run over the tiles: V, whether the action is greedy, and the expectation of q if asked for."""
     kept, tops, expected = [], [], []
-    for tile, q, top in tiles:
+    for tile, top, part in tiles.softmaxes(expectation=expectation):
         kept.append(tile)
         tops.append(top)
-        if expectation:
-            part = (tile.probs * q).sum(dim=1)
-            expected.append(part if rows.offset is None or spec.softcap else part + rows.offset)
-    lse = torch.stack([*(tile.lse for tile in kept), rows.action_logit])
-    value = lse.logsumexp(dim=0)
-    mean: Tensor | None = None
+        if part is not None:
+            expected.append(part)
+    own, lse = rows.action_logit, torch.stack([tile.lse for tile in kept])
+    value = torch.cat([lse, own[None]]).logsumexp(dim=0)
+    reading = Reading(value, own >= torch.stack(tops).amax(dim=0), None)
     if expectation:
-        mean = ((lse - value).exp() * torch.stack([*expected, rows.action_logit])).sum(dim=0)
-    return Reading(value, rows.action_logit >= torch.stack(tops).amax(dim=0), mean), kept
+        share = (lse - value).exp()
+        own_part = (own - value).exp() * _log_own(rows, value, share.sum(dim=0))
+        entropy = (share * (value - torch.stack(expected))).sum(dim=0) - own_part  # nothing cancels here
+        reading = reading._replace(expectation=value - entropy, entropy=entropy)
+    return reading, kept
+
+
+def _log_own(rows: Rows, value: Float[Tensor, " n"], others: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """log p of the action. Q - V is a small difference where p is near 1; there it comes from the others' sum."""
+    return torch.where(others < 0.5, torch.log1p(-others.clamp(max=0.5)), rows.action_logit - value)
+
+
+def _mean_q(tile: Tile, q: Tensor, top: Tensor, lacking: Tensor | None) -> Float[Tensor, " n"]:
+    """sum_a P(a) q(a) of a tile, taken from its top, so that what is rounded is small; rounded P do not sum to 1."""
+    away = q.sub_((top if lacking is None else top - lacking)[:, None]).mul_(tile.probs).sum(dim=1)
+    return top + (away if tile.probs.dtype == q.dtype else away / tile.probs.sum(dim=1, dtype=q.dtype))
 
 
 def add_gradients(
@@ -248,42 +348,46 @@ def add_gradients(
     """
     width = rows.hidden.size(1)
     own = (rows.action_logit - reading.value).exp()  # p of the action
+    others = torch.zeros_like(own)
     elementwise = bool(spec.softcap) or upstream.entropy is not None
+    magnitude, unit_upstream = _split(upstream, spec.temperature)
+    one = torch.ones_like(own)
     pulled = torch.zeros_like(rows.hidden) if into.hidden is not None or expectation else None
     bias_mean = torch.zeros_like(own) if expectation and bias is not None else None
     for tile in tiles:
         columns, share = slice(tile.start, tile.end), (tile.lse - reading.value).exp()
+        others += share
         if elementwise:  # `probs` become the whole gradient, element by element
-            probs, share = _logit_gradient(tile, share, reading, upstream, spec), torch.ones_like(share)
-            push = torch.full_like(share, spec.scale)
+            probs, share = _logit_gradient(tile, one, reading, unit_upstream, spec), share * magnitude
+            push = share * spec.scale
         else:
             probs, push = tile.probs, share * upstream.value * spec.factor
         if pulled is not None:
             pulled += torch.mm(probs, weight[columns, :width]) * share[:, None]
         if into.weight is not None:
-            target, pushed = into.weight[columns], rows.hidden * push[:, None]
-            if probs.dtype == target.dtype:
-                target.addmm_(probs.t(), pushed)
-            else:
-                target += torch.mm(probs.t(), pushed.to(probs.dtype))
+            _add_outer(into.weight[columns], probs, rows.hidden * push[:, None])
         if into.bias is not None:
             into.bias[columns] += torch.mv(probs.t().to(own.dtype), push)
         if bias_mean is not None and bias is not None:
-            bias_mean += share * torch.mv(tile.probs.to(own.dtype), bias[columns].to(own.dtype))
+            bias_mean += share * torch.mv(tile.probs.to(own.dtype), _finite(bias[columns].to(own.dtype)))
     result = None
     if expectation:
         assert pulled is not None
         mean = (pulled * rows.hidden).sum(dim=1)
-        result = (mean if bias_mean is None else mean + bias_mean) * spec.factor + own * rows.action_logit
-    at_action = upstream.logit + upstream.value * own
+        mean = (mean if bias_mean is None else mean + bias_mean) * spec.factor
+        # shares sum to 1 only up to rounding, which V would multiply
+        result = reading.value + (mean - others * reading.value) + own * _log_own(rows, reading.value, others)
+    at_action = torch.where(  # p - 1 is minus the others' sum
+        others < 0.5, (upstream.logit + upstream.value) - upstream.value * others, upstream.logit + upstream.value * own
+    )
     if upstream.entropy is not None:
-        assert reading.expectation is not None
-        at_action = at_action - upstream.entropy * own * (rows.action_logit - reading.expectation)
+        assert reading.entropy is not None
+        at_action = at_action - upstream.entropy * own * (_log_own(rows, reading.value, others) + reading.entropy)
     at_action = at_action * rows.action_slope
     if into.hidden is not None:
         assert pulled is not None
-        outer = pulled * spec.scale if elementwise else pulled * (upstream.value * spec.factor)[:, None]
-        into.hidden.add_(outer + at_action[:, None] * rows.action_weight)
+        slope = spec.scale if elementwise else (upstream.value * spec.factor)[:, None]
+        into.hidden.add_(pulled * slope + at_action[:, None] * rows.action_weight)
     if into.weight is not None:
         into.weight.index_add_(0, rows.action, at_action[:, None] * rows.hidden)
     if into.bias is not None:
@@ -291,19 +395,41 @@ def add_gradients(
     return result
 
 
+def _split(upstream: Upstream, temperature: float) -> tuple[Float[Tensor, " n"], Upstream]:
+    """Each row's magnitude and a rest near 1: 1 / num_actions in the products would be below float16's range."""
+    value, entropy = upstream.value, upstream.entropy
+    size = value.abs() if entropy is None else value.abs() + entropy.abs()
+    unit = torch.where(size > torch.finfo(size.dtype).tiny, temperature / size, torch.ones_like(size))
+    return size / temperature, Upstream(upstream.logit, value * unit, None if entropy is None else entropy * unit)
+
+
+def _add_outer(target: Float[Tensor, "C H"], probs: Float[Tensor, "n C"], pushed: Float[Tensor, "n H"]) -> None:
+    """target += probs^T pushed."""
+    if probs.dtype == target.dtype:
+        target.addmm_(probs.t(), pushed)
+    elif probs.dtype == torch.float16:  # its range is small: sums of the rows' largest entries become 2^11
+        unit = (pushed.abs().amax(dim=1).sum() / 2**11).clamp(min=torch.finfo(pushed.dtype).tiny)
+        target += torch.mm(probs.t(), (pushed / unit).to(probs.dtype)).to(target.dtype) * unit
+    else:
+        add_product(target, probs.t(), pushed.to(probs.dtype))
+
+
 def _logit_gradient(tile: Tile, share: Tensor, reading: Reading, upstream: Upstream, spec: HeadSpec) -> Tensor:
-    """dL/d(scale z) of a tile, element by element: for caps, and for entropies with a gradient."""
-    probs = tile.probs.to(share.dtype)
-    log_probs = probs.clamp(min=1e-45 if probs.dtype == torch.float32 else 1e-320).log()
-    q = log_probs + tile.lse[:, None]
-    probs = probs * share[:, None]
-    pull = upstream.value[:, None]
+    """dL/d(scale z) of a tile, element by element: for caps and for entropy gradients, maybe in the place of P."""
+    if triton_tiles.available(tile.probs.device, tile.probs.dtype) and triton_tiles.logit_gradient(
+        tile.probs, lse=tile.lse, share=share, value=upstream.value, entropy=upstream.entropy,
+        expectation=reading.expectation, softcap=spec.softcap, temperature=spec.temperature,
+    ):  # fmt: skip
+        return tile.probs
+    probs, share = tile.probs.to(share.dtype), share / spec.temperature
+    q = probs.clamp(min=torch.finfo(probs.dtype).tiny).log() + tile.lse[:, None]
+    gradient = probs * (upstream.value * share)[:, None]
     if upstream.entropy is not None:
         assert reading.expectation is not None
         # log p + H = q - V + V - E[q]
-        pull = pull - upstream.entropy[:, None] * (q - reading.expectation[:, None])
-    gradient = probs * pull / spec.temperature
+        away = (q - reading.expectation[:, None]).clamp(min=_NO_MASS)
+        gradient = gradient - probs * away * (upstream.entropy * share)[:, None]
     if spec.softcap:
         t = q * (spec.temperature / spec.softcap)
-        gradient = gradient * (1 - t * t)
+        gradient = gradient * (1 - t * t).clamp(min=0.0)
     return gradient.to(tile.probs.dtype)
