@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from helpers.mdp import LAYOUTS, example_documents, lay_out, random_documents, steps
-from inverselm.objectives import entropy_regularised_mle, iqlearn, mle, policy_gradient
+from inverselm.objectives import dft, entropy_regularised_mle, iqlearn, mle, policy_gradient
 from inverselm.token_mdp import TokenBatch, stats_from_logits
 
 ENTROPY_COEF = 0.05
 OBJECTIVES = {
     "mle": mle,
+    "dft": dft,
     "entropy": partial(entropy_regularised_mle, entropy_coef=ENTROPY_COEF),
     "iqlearn": partial(iqlearn, td_coef=0.3, gamma=0.9),
     "policy gradient": lambda stats, **kwargs: policy_gradient(

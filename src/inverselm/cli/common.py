@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..scorers.markers import BASELINE_FOLDER, MARKER
+from ..scorers.markers import BASELINE_FOLDER, MARKER, read_marker
 from .data import check_demonstrations, check_output_dir, has_splits, load_rows, report_lengths, training_columns
 
 _RESULTS = ("adapter_config.json", "adapter_model.safetensors", "model*.safetensors", "model.safetensors.index.json")
@@ -69,7 +69,8 @@ def clear_run_folder(args: Any, overwrite: bool) -> None:
     state = PartialState()
     folder = Path(args.output_dir).expanduser()
     if overwrite and not resume_flag(args.resume_from_checkpoint) and state.is_main_process and folder.is_dir():
-        for old in [*folder.glob("checkpoint-*"), folder / BASELINE_FOLDER]:
+        kept = (f for f in folder.glob(f"{BASELINE_FOLDER}-*") if read_marker(f).get("role") == "baseline")
+        for old in [*folder.glob("checkpoint-*"), folder / BASELINE_FOLDER, *kept]:
             if old.is_dir():
                 shutil.rmtree(old)
         for pattern in (*_RESULTS, MARKER, "trainer_state.json"):

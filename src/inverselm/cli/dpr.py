@@ -9,6 +9,7 @@ from typing import Any
 from trl import ModelConfig, get_peft_config
 
 from ..errors import UserError
+from ..scorers import REWARD_CONTROLS, ControlledReward
 from ..scorers.frozen import adapter_base
 from ..scorers.markers import write_marker
 from ..scorers.text import prompt_ids
@@ -60,6 +61,14 @@ class RewardArguments(DataArguments):
         default="log",
         metadata={"help": "Mean of several baselines: 'log' or 'probability'.", "choices": ["log", "probability"]},
     )
+    reward_control: str | None = field(
+        default=None,
+        metadata={
+            "help": "Train on a control in place of the reward: its values shuffled between an answer's tokens or "
+            "between answers, the sum on the last token, log pi_SFT alone, or noise of the same mean and spread.",
+            "choices": list(REWARD_CONTROLS),
+        },
+    )
 
 
 GUIDE = Help(
@@ -73,6 +82,7 @@ GUIDE = Help(
         "inverselm dpr --model_name_or_path runs/sft --dataset_name heldout.jsonl --output_dir runs/dpr "
         "\\\n      --kl_coef 2 --max_completion_length 256 --learning_rate 1e-6",
         "inverselm dpr --config recipe.yaml --credit myopic",
+        "inverselm dpr --config recipe.yaml --reward_control shuffled_tokens --output_dir runs/control",
     ),
     (
         *("model_name_or_path", "output_dir", "learning_rate", "max_steps", "per_device_train_batch_size"),
@@ -87,12 +97,14 @@ def run(command: str, argv: Sequence[str]) -> None:
     """Parse, check, train, save, and say what was written and what to do next."""
     data, training, model_args = parse(command, (RewardArguments, DensePathConfig, ModelConfig), argv, GUIDE)
     quiet_libraries()
-    _check_flags(data)
+    _check_flags(data, training)
     check_packages(model_args, training)
     sft, remote = model_args.model_name_or_path, training.trust_remote_code
     reads = [sft, data.policy, *(data.baseline or "").split(",")]
     resume = check_run_folder(training, data.overwrite_output_dir, reads, training.steps_per_rollout)
     config = check_model(sft, trust_remote_code=remote)
+    if config.is_encoder_decoder:
+        raise UserError(f"--model_name_or_path {sft}: dpr does not train encoder-decoder models (iqlearn does)")
     baselines = check_reward_models(sft, data.baseline, remote)
     tokenizer = load_tokenizer(sft, model_args.model_revision, remote)
     if data.policy:
@@ -119,6 +131,9 @@ def run(command: str, argv: Sequence[str]) -> None:
         clip_range=(data.reward_clip_low, data.reward_clip_high),
         centred=data.centre_rewards,
     )
+    if data.reward_control:
+        reward = ControlledReward(reward, data.reward_control, seed=training.seed)
+        say(f"Control: the reward is {data.reward_control}, not the dense reward.")
     if training.use_cpu:
         say(f"Training on the CPU in {'bfloat16' if training.bf16 else 'float32'}.")
     clear_run_folder(training, data.overwrite_output_dir)
@@ -135,18 +150,33 @@ def run(command: str, argv: Sequence[str]) -> None:
     trainer.save_model(training.output_dir)
     trainer.save_state()
     if trainer.accelerator.is_main_process:
-        write_marker(training.output_dir, "dpr", sft=str(sft), kl_coef=training.kl_coef, credit=training.credit)
+        facts = {"sft": str(sft), "kl_coef": training.kl_coef, "credit": training.credit}
+        facts |= {"reward_control": data.reward_control} if data.reward_control else {}
+        write_marker(training.output_dir, "dpr", **facts)
     say(_closing(training, sft))
     trainer.end()
 
 
-def _check_flags(data: Any) -> None:
+def _check_flags(data: Any, training: Any) -> None:
     if data.scratch_config:
         raise UserError("dpr starts from an SFT run; build one with `inverselm sft --scratch_config ...` first")
     if not 0.0 < data.reward_floor <= 1.0:
         raise UserError(f"--reward_floor is {data.reward_floor}; set it above 0 and at most 1 (off)")
     if (data.reward_clip_low or 0.0) > 0.0 or (data.reward_clip_high or 0.0) < 0.0:
         raise UserError("--reward_clip_low must be at most 0, and --reward_clip_high at least 0")
+    if data.reward_control == "shuffled_sequences":
+        _check_answers_to_shuffle(training)
+
+
+def _check_answers_to_shuffle(training: Any) -> None:
+    """Rewards are shuffled between the answers that one process scores at a time."""
+    sizes = {"per_device_train_batch_size": training.per_device_train_batch_size * training.steps_per_generation}
+    if str(getattr(training.eval_strategy, "value", training.eval_strategy)) != "no":
+        sizes["per_device_eval_batch_size"] = training.per_device_eval_batch_size
+        sizes["num_generations_eval"] = training.num_generations_eval or training.num_generations
+    for name, size in sizes.items():
+        if size < 2:
+            raise UserError(f"--reward_control shuffled_sequences needs two answers at a time; raise --{name}")
 
 
 def _with_room(rows: Any, tokenizer: Any, positions: int | None, answer: int) -> Any:

@@ -37,6 +37,19 @@ class GenerateArguments:
     num_beams: int = field(default=1, metadata={"help": "Beam search (with --temperature 0)."})
     num_return: int = field(default=1, metadata={"help": "Answers per prompt."})
     batch_size: int = field(default=32, metadata={"help": "Prompts per batch."})
+    guidance_weight: float | None = field(
+        default=None,
+        metadata={
+            "help": "w: decode beyond the model, away from its baseline, from pi_SFT^(1+w) / pi_baseline^w at every "
+            "token. 0 is the model itself."
+        },
+    )
+    guided_by: str | None = field(
+        default=None,
+        metadata={
+            "help": "The baseline of --guidance_weight. Default: the one that `inverselm sft` kept in the folder."
+        },
+    )
     calculator: bool = field(default=False, metadata={"help": "Fill in the results of GSM8K's <<a*b= marks."})
     metrics: list[str] = field(
         default_factory=list, metadata={"help": f"Measure against a reference column: {', '.join(METRICS)}."}
@@ -63,6 +76,7 @@ GUIDE = Help(
         "inverselm generate --model_name_or_path runs/sft --dataset_name heldout.jsonl --temperature 0 "
         "\\\n      --metrics gsm8k --output_file greedy.jsonl",
         "inverselm generate --model_name_or_path runs/dpr --dataset_name test.jsonl --num_return 4 --metrics bleu chrf",
+        "inverselm generate --model_name_or_path runs/sft --dataset_name valid.jsonl --guidance_weight 0.5",
     ),
 )
 
@@ -77,17 +91,22 @@ def run(command: str, argv: Sequence[str]) -> None:
     _check_flags(args)
     check_output_file(args.output_file, overwrite=args.overwrite, inputs=[args.dataset_name], flag="--output_file ")
     config = check_model(args.model_name_or_path, trust_remote_code=args.trust_remote_code)
+    args.guided_by = _baseline(args)
     rows, references = _prompts(args)
     tokenizer = load_tokenizer(args.model_name_or_path, trust_remote_code=args.trust_remote_code)
     args.max_new_tokens = _room(rows, tokenizer, None if config.is_encoder_decoder else positions_of(config), args)
     settings = {name: getattr(args, name) for name in SETTINGS}
-    run_of = {**settings, "model": args.model_name_or_path, "data": args.dataset_name, "split": args.dataset_split}
-    output = Chunks(args.output_file, {**run_of, "samples": args.num_return, "rows": len(rows)}, args.resume)
+    guidance = {"guidance_weight": args.guidance_weight, "guided_by": args.guided_by}
+    source = {"model": args.model_name_or_path, "data": args.dataset_name, "split": args.dataset_split}
+    run_of = {**settings, **guidance, **source, "samples": args.num_return, "rows": len(rows)}
+    settings |= {} if args.guidance_weight is None else guidance
+    output = Chunks(args.output_file, run_of, args.resume)
     device = resolve_device(args.device)
     with output.interruptible():
-        model: Any = _load(args, device)
+        model, baseline = _load(args, device)
         for part in in_chunks(len(rows), CHUNK * args.batch_size, output.chunks_done, "Generating", "prompt"):
-            answers = _sample(model, tokenizer, [rows[i]["prompt"] for i in part], args, seed_of=output.chunks_done)
+            prompts = [rows[i]["prompt"] for i in part]
+            answers = _sample(model, tokenizer, prompts, args, seed_of=output.chunks_done, guided_by=baseline)
             output.write(_records(rows, references, part, answers, settings))
     texts: list[list[str]] = [[] for _ in rows]
     finished = 0
@@ -162,14 +181,38 @@ def _room(rows: list[dict[str, Any]], tokenizer: Any, positions: int | None, arg
     return min(room, wanted)
 
 
-def _load(args: Any, device: str) -> Any:
-    from ..scorers import load_model
+def _baseline(args: Any) -> str | None:
+    """The baseline that decoding is to go away from; None without guidance."""
+    from ..inference.guided import check_weight
+    from .models import check_reward_models
 
-    model: Any = load_model(args.model_name_or_path, dtype=args.dtype, trust_remote_code=args.trust_remote_code)
-    return model.to(device)
+    if args.guidance_weight is None:
+        if args.guided_by is not None:
+            raise UserError("--guided_by does nothing without --guidance_weight; set how far to go, 0.5 say")
+        return None
+    check_weight(args.guidance_weight, "--guidance_weight")
+    names = check_reward_models(args.model_name_or_path, args.guided_by, args.trust_remote_code, "--guided_by")
+    if len(names) > 1:
+        raise UserError(f"--guided_by {args.guided_by}: guided decoding takes one baseline")
+    return names[0]
 
 
-def _sample(model: Any, tokenizer: Any, prompts: list[Any], args: Any, seed_of: int) -> Any:
+def _load(args: Any, device: str) -> tuple[Any, Any]:
+    """The model and its baseline (None without guidance), which share their base if both are adapters."""
+    from ..scorers import load_adapters, load_model
+    from ..scorers.frozen import FrozenLM, adapter_base
+
+    loading = {"dtype": args.dtype, "trust_remote_code": args.trust_remote_code}
+    names = [args.model_name_or_path, *([args.guided_by] if args.guidance_weight else [])]
+    bases = {adapter_base(name) for name in names}
+    if len(names) == 2 and len(bases) == 1 and None not in bases:
+        model, baseline = load_adapters(names, device=device, **loading)
+        return model.model, baseline
+    model, *others = (load_model(name, **loading).to(device) for name in names)
+    return model, FrozenLM(others[0]) if others else None
+
+
+def _sample(model: Any, tokenizer: Any, prompts: list[Any], args: Any, seed_of: int, guided_by: Any = None) -> Any:
     from ..evaluation.gsm8k import CalculatorLogitsProcessor
     from ..inference.generate import generate
 
@@ -185,6 +228,8 @@ def _sample(model: Any, tokenizer: Any, prompts: list[Any], args: Any, seed_of: 
         batch_size=args.batch_size,
         seed=args.seed + 1_000_000_007 * seed_of,
         logits_processor=CalculatorLogitsProcessor if args.calculator else None,
+        guided_by=guided_by,
+        guidance_weight=args.guidance_weight or 0.0,
         progress=False,
     )
 

@@ -16,6 +16,10 @@ COMMANDS = {
     "dpr": ("dpr", "improve an SFT model with its own dense reward (Dense-Path REINFORCE)"),
     "score": ("score", "token rewards of answers, as JSONL, in the terminal or as a heatmap"),
     "generate": ("generate", "sample answers to prompts, and measure them"),
+    "rewards": ("rewards", "how good a token reward is: correlation, right before wrong, planted errors"),
+    "compare": ("compare", "paired tests between runs, over prompts and seeds"),
+    "extrapolate": ("extrapolate", "a checkpoint beyond the SFT model, away from its baseline, without training"),
+    "evaluate": ("evaluate", "models x samplers on a task: one row each, with intervals and diversity"),
     "demo": ("demo", "all of it on generated arithmetic word problems, in a few minutes on a CPU"),
 }
 

@@ -81,13 +81,16 @@ def _check_weights(folder: Path, what: str, pattern: str) -> None:
             raise UserError(f"{what}: {file.name} is damaged ({first_line(error)}); copy or save it again") from error
 
 
-def check_reward_models(sft: str, baselines: str | None, trust_remote_code: bool = False) -> list[str]:
+def check_reward_models(
+    sft: str, baselines: str | None, trust_remote_code: bool = False, flag: str = "--baseline"
+) -> list[str]:
     """The baselines of an SFT model, after checking that both exist, differ and share a tokenizer with EOS.
 
     Args:
         sft: folder or hub name, checked already by `check_model`.
         baselines: comma-separated folders or names; None finds the one kept in the SFT folder.
         trust_remote_code: run a checkpoint's own Python code.
+        flag: what the baselines are named with.
 
     Raises:
         UserError: no baseline, or one that does not fit.
@@ -97,16 +100,16 @@ def check_reward_models(sft: str, baselines: str | None, trust_remote_code: bool
 
     if baselines is None:
         if not Path(sft).expanduser().is_dir():
-            raise UserError(f"--model_name_or_path {sft}: a hub model brings no baseline; name one with --baseline")
+            raise UserError(f"--model_name_or_path {sft}: a hub model brings no baseline; name one with {flag}")
         names = [str(find_baseline(sft))]
     else:
         names = [name.strip() for name in baselines.split(",") if name.strip()]
         if not names:
-            raise UserError("--baseline is empty; name an earlier checkpoint of the SFT run, or leave the flag out")
+            raise UserError(f"{flag} is empty; name an earlier checkpoint of the SFT run, or leave the flag out")
     tokenizer = load_tokenizer(sft, trust_remote_code=trust_remote_code)
     check_tokenizer_has_eos(tokenizer, sft)
     for name in names:
-        check_model(name, "--baseline", trust_remote_code)
+        check_model(name, flag, trust_remote_code)
         check_different_checkpoints(sft, name)
         check_shared_tokenizer(tokenizer, sft, name, trust_remote_code)
     return names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -190,19 +191,19 @@ def _ends(row: dict[str, Any], args: Any) -> bool:
 
 def _with_room(rows: list[dict[str, Any]], args: Any, config: Any) -> list[dict[str, Any]]:
     """Leave out rows without a token to score, or with more than the model has positions, and say how many."""
-    from ..scorers.text import encode_pair
     from .common import check_chat_template
-    from .models import load_tokenizer, positions_of
+    from .models import load_tokenizer
 
-    tokenizer, positions = load_tokenizer(args.model_name_or_path, None, args.trust_remote_code), positions_of(config)
+    tokenizer = load_tokenizer(args.model_name_or_path, None, args.trust_remote_code)
+    encode, fits, positions = _measures(config)
     kind = "prompt" if isinstance(rows[0]["prompt"], str) else "conversational-prompt"
     check_chat_template(tokenizer, kind, args.dataset_name or "--prompt")
     kept, empty, longer = [], 0, 0
     for row in rows:
-        pair = encode_pair(tokenizer, row["prompt"], row["completion"], _ends(row, args))
+        pair = encode(tokenizer, row["prompt"], row["completion"], _ends(row, args))
         if not pair.completion_ids:
             empty += 1
-        elif positions is not None and len(pair.prompt_ids) + len(pair.completion_ids) > positions:
+        elif not fits(len(pair.prompt_ids), len(pair.completion_ids)):
             longer += 1
         else:
             kept.append(row)
@@ -216,6 +217,22 @@ def _with_room(rows: list[dict[str, Any]], args: Any, config: Any) -> list[dict[
             raise UserError("no answer has a token to score")
         print(f"{empty:,} of {len(rows):,} answers ({empty / len(rows):.1%}) are left out: they have no token.")
     return kept
+
+
+def _measures(config: Any) -> tuple[Any, Any, int | None]:
+    """How the model's rows are tokenised, whether so many tokens of prompt and answer fit, its positions."""
+    from ..scorers.seq2seq import encode_seq2seq_pair, position_limits
+    from ..scorers.text import encode_pair
+    from .models import positions_of
+
+    if config.is_encoder_decoder:
+        limits = position_limits(config)
+        source, target = (math.inf if limit is None else limit for limit in limits)
+        # the decoder's start token has a position too
+        fits = lambda prompt, answer: prompt <= source and answer < target
+        return encode_seq2seq_pair, fits, max((limit for limit in limits if limit is not None), default=None)
+    positions = positions_of(config)
+    return encode_pair, lambda prompt, answer: positions is None or prompt + answer <= positions, positions
 
 
 def load_scorer(args: Any, kind: str, baselines: list[str]) -> TokenScorer:

@@ -69,10 +69,10 @@ def diversity(completions: Completions, references: References) -> dict[str, flo
     key is left out when N < 2. `mean_words`: length of a sample in words. Words are split at white space.
     """
     words = [text.split() for row in completions for text in row]
-    result = {f"distinct_{n}": _distinct(words, n) for n in (1, 2, 3)}
+    result = {f"distinct_{n}": distinct_n(words, n) for n in (1, 2, 3)}
     count = min(len(row) for row in completions)
     if count >= 2:
-        result[f"self_bleu_n{count}"] = float(np.mean([_self_bleu(list(row[:count])) for row in completions]))
+        result[f"self_bleu_n{count}"] = float(np.mean([self_bleu(list(row[:count])) for row in completions]))
     result["mean_words"] = float(np.mean([len(text) for text in words]))
     return result
 
@@ -154,14 +154,25 @@ def paired_bootstrap(
     return float(np.mean(left - right)), low, high
 
 
-def _distinct(texts: list[list[str]], n: int) -> float:
+def distinct_n(texts: Sequence[Sequence[str]], n: int) -> float:
+    """Different n-grams / n-grams of all texts, given as lists of words; 0 when no text has n words.
+
+    >>> distinct_n([["a", "b", "a"], ["b"]], 1)
+    0.5
+    """
     grams = [tuple(words[i : i + n]) for words in texts for i in range(len(words) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 0.0
 
 
-def _self_bleu(samples: list[str]) -> float:
+def self_bleu(samples: Sequence[str]) -> float:
+    """Mean sentence BLEU-4, 0 to 100, of each sample against the other samples of its prompt: high = less diverse.
+
+    Raises `UserError` for fewer than two samples, or when sacrebleu is missing.
+    """
+    if len(samples) < 2:
+        raise UserError(f"Self-BLEU compares two or more samples of a prompt, not {len(samples)}")
     scorer = _scorer("bleu", effective_order=True)  # texts under four words count by the n-grams that they have
-    others = [samples[:i] + samples[i + 1 :] for i in range(len(samples))]
+    others = [[*samples[:i], *samples[i + 1 :]] for i in range(len(samples))]
     return float(np.mean([scorer.sentence_score(s, o).score for s, o in zip(samples, others, strict=True)]))
 
 

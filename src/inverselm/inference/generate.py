@@ -10,6 +10,8 @@ import torch
 from tqdm.auto import tqdm
 
 from ..errors import UserError
+from ..scorers.frozen import FrozenLM, load_frozen
+from .guided import GuidedDecodingProcessor
 
 Prompt = str | list[dict[str, Any]]
 ProcessorFactory = Callable[[Any, int], Any]
@@ -47,10 +49,13 @@ def generate(
     temperature: float = 1.0,
     top_p: float = 1.0,
     num_beams: int = 1,
+    length_penalty: float = 1.0,
     num_return: int = 1,
     batch_size: int = 32,
     seed: int = 0,
     logits_processor: ProcessorFactory | None = None,
+    guided_by: Any = None,
+    guidance_weight: float = 0.0,
     progress: bool = True,
 ) -> list[list[Completion]]:
     """Samples `num_return` completions for each prompt.
@@ -68,11 +73,14 @@ def generate(
         temperature: 0 is greedy search, or beam search when `num_beams` > 1.
         top_p: keep the smallest set of tokens with this probability.
         num_beams: beams; more than one needs `temperature=0`.
+        length_penalty: of beam search: hypotheses are ranked by their sum of log pi / tokens^length_penalty.
         num_return: completions per prompt.
         batch_size: prompts per batch; a batch has `batch_size * num_return` rows.
         seed: of the sampling.
         logits_processor: called as `logits_processor(tokenizer, prompt_length)` for each batch, where `prompt_length`
             is the number of columns before the first generated token.
+        guided_by: a baseline, as `GuidedDecodingProcessor` takes it: decode beyond `model`, away from the baseline.
+        guidance_weight: how far; 0 is `model` itself.
         progress: show a bar with the time left, on stderr.
 
     Returns one list of `num_return` completions per prompt, in the order of the prompts.
@@ -84,10 +92,15 @@ def generate(
         texts = [c.text for [c] in generate(model, tokenizer, ["Question: 2+2?\\nAnswer:"], temperature=0)]
     """
     _check_options(prompts, max_new_tokens, temperature, top_p, num_beams, num_return, batch_size)
+    if num_beams == 1 and length_penalty != 1.0:
+        raise UserError(f"length_penalty is {length_penalty}, but there is no beam search: set num_beams above 1")
     encoded = [_encode(tokenizer, prompt, index) for index, prompt in enumerate(prompts)]
     special = _special_tokens(model, tokenizer)
     _check_lengths(model, encoded, max_new_tokens, special.encoder_decoder)
-    config = _generation_config(special, max_new_tokens, temperature, top_p, num_beams, num_return)
+    config = _generation_config(special, max_new_tokens, temperature, top_p, num_beams, num_return, length_penalty)
+    guidance = None
+    if guided_by is not None:
+        guidance = load_frozen(guided_by, name="baseline", device=model.device), guidance_weight
     order = sorted(
         range(len(encoded)), key=lambda i: -len(encoded[i])
     )  # longest first: memory runs out at once or never
@@ -98,7 +111,7 @@ def generate(
             indices = order[start : start + batch_size]
             with _seeded(model, seed * 1_000_003 + number):
                 rows = _generate_batch(
-                    model, tokenizer, [encoded[i] for i in indices], config, special, logits_processor
+                    model, tokenizer, [encoded[i] for i in indices], config, special, logits_processor, guidance
                 )
             completions = [_completion(tokenizer, row, special.eos) for row in rows]
             for position, index in enumerate(indices):
@@ -185,11 +198,19 @@ def _check_lengths(model: Any, encoded: list[list[int]], max_new_tokens: int, en
 
 
 def _generation_config(
-    special: _Special, max_new_tokens: int, temperature: float, top_p: float, num_beams: int, num_return: int
+    special: _Special,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    num_beams: int,
+    num_return: int,
+    length_penalty: float,
 ) -> Any:
     from transformers import GenerationConfig
 
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {}
+    if num_beams > 1:
+        sampling["length_penalty"] = length_penalty
     return GenerationConfig(
         do_sample=temperature > 0,
         max_new_tokens=max_new_tokens,
@@ -210,15 +231,23 @@ def _generate_batch(
     config: Any,
     special: _Special,
     logits_processor: ProcessorFactory | None,
+    guidance: tuple[FrozenLM, float] | None = None,
 ) -> list[list[int]]:
     """Generated ids of each row, prompt-major, padding included."""
     width = max(len(ids) for ids in prompts)
-    ids = torch.tensor([[special.pad] * (width - len(p)) + p for p in prompts], device=model.device)
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+    ids = torch.full((len(prompts), width), special.pad, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        # an encoder may count its positions from the first column
+        columns = slice(len(prompt)) if special.encoder_decoder else slice(width - len(prompt), width)
+        ids[row, columns], mask[row, columns] = torch.tensor(prompt), 1
+    ids, mask = ids.to(model.device), mask.to(model.device)
     prompt_length = 1 if special.encoder_decoder else width
     processors = [logits_processor(tokenizer, prompt_length)] if logits_processor else []
     if config.num_beams > 1 and any(not getattr(p, "supports_beam_search", True) for p in processors):
         raise UserError(f"{type(processors[0]).__name__} does not support beam search: set num_beams=1")
+    if guidance is not None:  # first: what a processor forces is not to be guided away
+        processors.insert(0, GuidedDecodingProcessor(*guidance, input_ids=ids, attention_mask=mask))
     output = model.generate(
         input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=processors or None
     )

@@ -1,6 +1,7 @@
 """Objectives: pure functions of TokenStats that return a Loss(value, metrics)."""
 
 from .base import Loss, normalised
+from .dft import dft
 from .iqlearn import iqlearn, remaining_nll, td_coef_at
 from .mle import entropy_regularised_mle, mle
 from .policy_gradient import KL_ESTIMATORS, check_kl_in_loss, kl_in_reward, kl_penalty, policy_gradient
@@ -9,6 +10,7 @@ __all__ = [
     "KL_ESTIMATORS",
     "Loss",
     "check_kl_in_loss",
+    "dft",
     "entropy_regularised_mle",
     "iqlearn",
     "kl_in_reward",
