@@ -79,7 +79,7 @@ def test_a_stopped_run_resumes_with_its_average(desk, capsys, monkeypatch):
 @pytest.mark.slow
 def test_early_stopped_sft(desk, capsys):
     """As docs/how-to/controls.md has it; the validation loss is best early on, before the baseline."""
-    write_jsonl(desk / "valid.jsonl", [{**row, "completion": " It is 7."} for row in SUMS[:4]])
+    write_jsonl(desk / "valid.jsonl", [{**row, "completion": " zqxjkv" * 3} for row in SUMS[:4]])
     flags = ["--eval_strategy", "steps", "--eval_steps", "2", "--save_strategy", "steps", "--save_steps", "2"]
     flags += ["--load_best_model_at_end", "True", "--metric_for_best_model", "eval_loss"]
     argv = sft("run", "--eval_dataset_name", "valid.jsonl", *flags, "--max_steps", "40", "--learning_rate", "3e-2")
@@ -98,8 +98,7 @@ def test_early_stopped_sft(desk, capsys):
     score = ["score", "--model_name_or_path", "run", "--prompt", "2+2=", "--completion", " 4"]
     assert main(score) == 2
     assert "No baseline found in run" in capsys.readouterr().err
-    if best > 2:
-        assert main([*score, "--baseline", "run/checkpoint-2"]) == 0
+    assert main([*score, "--baseline", "run/checkpoint-40"]) == 0
 
 
 @pytest.mark.slow

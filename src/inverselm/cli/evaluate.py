@@ -246,7 +246,7 @@ def _report(args: Any, rows: list[Row], task: Task) -> None:
     if task.note:
         print(task.note)
     print(f"Wrote {args.output_dir}: results.json, results.csv, {SAMPLES}/.")
-    print("Next:\n" + _next(args, rows))
+    print(_next(args, rows))
 
 
 def _next(args: Any, rows: list[Row]) -> str:
@@ -263,8 +263,8 @@ def _next(args: Any, rows: list[Row]) -> str:
     files = {m: f"{args.output_dir}/{SAMPLES}/{samples_name(m, row.sampler)}" for m, row in best.items()}
     if len(files) == 1:
         scored = ("--dataset_name", *files.values(), "--html", "heatmap.html")
-        return shell("score", "--model_name_or_path", "<SFT folder>", *scored)
+        return "Next:\n" + shell("score", "--model_name_or_path", "<SFT folder>", *scored)
     runs = [f"{safe_name(model)}={file}" for model, file in files.items()]
-    return shell(
-        "compare", "--runs", *runs, "--metric", name, *(["--lower_is_better", name] if better == "low" else [])
-    )
+    direction = ["--lower_is_better", name] if better == "low" else []
+    test = shell("compare", "--runs", *runs, "--metric", name, *direction)
+    return f"Next: a paired test, of samplers that were chosen on other data:\n{test}"
