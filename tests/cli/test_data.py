@@ -115,7 +115,7 @@ def test_lines_are_physical_lines(tmp_path):
         ("a.csv", "a,b\n", ("a.csv: has no rows",)),
         ("a.csv", b"a,b\nx,\xe9\n", ("line 2: not UTF-8",)),
         ("a.parquet", "PAR1 nonsense", ("a.parquet: not a readable Parquet file",)),
-        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99)[:30], ("a.jsonl.gz",)),
+        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99, mtime=0)[:30], ("a.jsonl.gz",)),
         ("a.txt", "hello", ("unknown kind of file", ".jsonl")),
     ],
 )
