@@ -38,14 +38,14 @@ def wide(monkeypatch):
 def test_same_dtype_is_added_in_the_product():
     target, left, right, exact = factors(torch.float32)
     expected = target.double() + exact
-    products.add_product(target, left, right)
+    products.add_product(target, left, right, products.Scratch(target))
     torch.testing.assert_close(target.double(), expected, rtol=1e-6, atol=1e-5)
 
 
 def test_a_cpu_rounds_each_product():
     target, left, right, _ = factors(torch.bfloat16)
     expected = target + left @ right
-    products.add_product(target, left, right)
+    products.add_product(target, left, right, products.Scratch(target))
     assert torch.equal(target, expected)
 
 
@@ -59,7 +59,7 @@ def test_float32_sums_are_not_rounded(wide):
     calls = wide(lambda target, left, right: target.addmm_(left.float(), right.float()))
     target, left, right, exact = factors(torch.bfloat16)
     expected = target.double() + exact
-    products.add_product(target, left, right)
+    products.add_product(target, left, right, products.Scratch(target))
     torch.testing.assert_close(target.double(), expected, rtol=1e-6, atol=1e-5)
     assert calls == [torch.float32]
 
@@ -73,7 +73,7 @@ def test_a_refusal_is_said_once_and_costs_nothing_else(wide, caplog):
     expected = target + left @ right + left @ right
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            products.add_product(target, left, right)
+            products.add_product(target, left, right, products.Scratch(target))
     torch.testing.assert_close(target, expected, rtol=0, atol=1e-6)
     assert calls == [torch.float32]
     assert len(caplog.messages) == 1
@@ -87,7 +87,7 @@ def test_want_of_memory_is_no_refusal(wide):
     wide(exhaust)
     target, left, right, _ = factors(torch.bfloat16)
     with pytest.raises(torch.cuda.OutOfMemoryError):
-        products.add_product(target, left, right)
+        products.add_product(target, left, right, products.Scratch(target))
     assert products._failures == []
 
 
@@ -97,7 +97,7 @@ def test_on_cuda(dtype):
     """Exact sums, or rounded products if this torch refuses."""
     target, left, right, exact = (x.cuda() for x in factors(dtype))
     expected = target.double() + exact
-    products.add_product(target, left, right)
+    products.add_product(target, left, right, products.Scratch(target))
     rounding = 2.0**-8 if products._failures and dtype != torch.float32 else 1e-5
     torch.testing.assert_close(target.double(), expected, rtol=rounding, atol=20 * rounding)
 

@@ -22,7 +22,7 @@ from helpers.head import (
     with_nan_padding,
 )
 from inverselm.objectives import mle
-from inverselm.token_mdp import HeadSpec, TokenBatch, head_kl, head_loss, head_stats, recompute, tiles
+from inverselm.token_mdp import HeadSpec, TokenBatch, head_kl, head_loss, head_stats, recompute, tile_gradients
 from inverselm.token_mdp import fused as fused_mode
 
 
@@ -120,8 +120,8 @@ def test_there_is_one_backward_pass_and_no_second_derivative():
 def test_an_entropy_that_is_only_logged_costs_no_gradient(monkeypatch):
     """The element-wise gradient is for caps and for entropies in the loss; products alone do the rest."""
     p, spec = make_case("tile divides")
-    calls, gradient = [], tiles._logit_gradient
-    monkeypatch.setattr(tiles, "_logit_gradient", lambda *a: calls.append(1) or gradient(*a))
+    calls, gradient = [], tile_gradients._logit_gradient
+    monkeypatch.setattr(tile_gradients, "_logit_gradient", lambda *a: calls.append(1) or gradient(*a))
     plain(p, spec).value.sum().backward()
     fused(p, spec, OBJECTIVES["iqlearn"][0], entropy="log")[0].value.backward()
     assert not calls
@@ -135,7 +135,7 @@ def test_an_entropy_that_is_only_logged_costs_no_gradient(monkeypatch):
 def test_frozen_inputs_get_no_gradient(case, name, mode, monkeypatch):
     """None is computed for them either: of a frozen weight it would be as large as the weight."""
     made, where = [], recompute if mode == "plain" else fused_mode
-    monkeypatch.setattr(where, "zero_gradients", lambda *a: made.append(tiles.zero_gradients(*a)) or made[-1])
+    monkeypatch.setattr(where, "zero_gradients", lambda *a: made.append(tile_gradients.zero_gradients(*a)) or made[-1])
     p, spec = make_case(case)
     objective, entropy = OBJECTIVES[name]
     expected = gradients(objective(dense_stats(p, spec)).value, p)

@@ -11,16 +11,8 @@ import torch
 from helpers.mdp import lay_out, random_documents
 from inverselm.objectives import entropy_regularised_mle, iqlearn, mle
 from inverselm.token_mdp import HeadSpec, head_kl, head_loss, head_stats, triton_tiles
-from inverselm.token_mdp.tiles import (
-    Reading,
-    Tile,
-    Upstream,
-    _logit_gradient,
-    make_tiles,
-    prepare_rows,
-    product_weight,
-    read_rows,
-)
+from inverselm.token_mdp.tile_gradients import Upstream, _logit_gradient
+from inverselm.token_mdp.tiles import Reading, Tile, make_tiles, prepare_rows, product_weight, read_rows
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}  # of P, relative

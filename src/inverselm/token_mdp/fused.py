@@ -12,19 +12,8 @@ from torch import Tensor
 from .batch import TokenBatch
 from .chunks import Chunk, States
 from .stats import TokenStats
-from .tiles import (
-    Gradients,
-    HeadSpec,
-    Reading,
-    Upstream,
-    add_gradients,
-    make_tiles,
-    prepare_rows,
-    product_weight,
-    read_rows,
-    refuse_second_derivative,
-    zero_gradients,
-)
+from .tile_gradients import Gradients, Upstream, add_gradients, zero_gradients
+from .tiles import HeadSpec, Reading, make_tiles, prepare_rows, product_weight, read_rows, refuse_second_derivative
 
 if TYPE_CHECKING:
     from ..objectives import Loss

@@ -32,12 +32,43 @@ def tile_width(device: torch.device) -> int:
     return _WIDTHS.get(device.type, _WIDTH)
 
 
-def add_product(target: Float[Tensor, "m k"], left: Float[Tensor, "m n"], right: Float[Tensor, "n k"]) -> None:
+class Scratch:
+    """Buffers that are used again for tile after tile.
+
+    A temporary of some megabytes for every tile is not only slower: between two of them small tensors that live on are
+    put into the place of the first, and the next needs a new one. Half a gigabyte was lost so to a call.
+    """
+
+    def __init__(self, like: Tensor) -> None:
+        self._like = like
+        self._held: dict[tuple[str, torch.dtype], Tensor] = {}
+
+    def get(self, name: str, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+        """(rows, columns) of no defined content, the same memory for the same name and dtype."""
+        held, size = self._held.get((name, dtype)), rows * columns
+        if held is None or held.numel() < size:
+            held = self._held[name, dtype] = self._like.new_empty(size, dtype=dtype)
+        return held[:size].view(rows, columns)
+
+    def cast(self, name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        """A (rows, columns) tensor in another dtype; itself if it has that."""
+        if tensor.dtype == dtype:
+            return tensor
+        return self.get(name, tensor.size(0), tensor.size(1), dtype).copy_(tensor)
+
+    def product(self, name: str, left: Tensor, right: Tensor) -> Tensor:
+        """left @ right, in their dtype."""
+        return torch.mm(left, right, out=self.get(name, left.size(0), right.size(1), left.dtype))
+
+
+def add_product(
+    target: Float[Tensor, "m k"], left: Float[Tensor, "m n"], right: Float[Tensor, "n k"], scratch: Scratch
+) -> None:
     """target += left @ right. Of a low-precision product on CUDA the sum is not rounded where torch can do so."""
     if left.dtype == target.dtype:
         target.addmm_(left, right)
     elif _failures or not _sums_wide(target) or not _add_wide(target, left, right):
-        target += torch.mm(left, right)
+        target.add_(scratch.cast("sum", scratch.product("product", left, right), target.dtype))
 
 
 def _sums_wide(target: Tensor) -> bool:

@@ -8,18 +8,8 @@ import torch
 from torch import Tensor
 
 from .chunks import States
-from .tiles import (
-    HeadSpec,
-    Reading,
-    Upstream,
-    add_gradients,
-    make_tiles,
-    prepare_rows,
-    product_weight,
-    read_rows,
-    refuse_second_derivative,
-    zero_gradients,
-)
+from .tile_gradients import Upstream, add_gradients, zero_gradients
+from .tiles import HeadSpec, Reading, make_tiles, prepare_rows, product_weight, read_rows, refuse_second_derivative
 
 _CHUNK = 1024
 

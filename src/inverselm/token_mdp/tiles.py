@@ -11,7 +11,7 @@ the others' sum, with no cancellation, and V knows the chosen logit exactly also
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,12 +20,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from . import triton_tiles
-from .products import add_product, tile_width
+from .products import tile_width
 
 _OFFSET_COLUMNS = 16
 _LOW_PRECISION = (torch.bfloat16, torch.float16)
 _RULED_OUT = -1e30  # finite: 0 * -inf is nan
-_NO_MASS = -1000.0  # exp of it is 0
 
 
 @dataclass(frozen=True)
@@ -92,31 +91,6 @@ class Reading(NamedTuple):
     entropy: Float[Tensor, " n"] | None = None
 
 
-class Upstream(NamedTuple):
-    """Gradients of the loss with respect to each row's numbers."""
-
-    logit: Float[Tensor, " n"]
-    value: Float[Tensor, " n"]
-    entropy: Float[Tensor, " n"] | None = None
-
-
-class Gradients(NamedTuple):
-    """Where gradients are accumulated, in the dtype of sums; None where none is wanted."""
-
-    hidden: Float[Tensor, "n H"] | None
-    weight: Float[Tensor, "V H"] | None
-    bias: Float[Tensor, " V"] | None
-
-
-def zero_gradients(inputs: Sequence[Tensor | None], wanted: Sequence[bool], spec: HeadSpec) -> Gradients:
-    """Zeros for those of (hidden, weight, bias) whose gradient is wanted."""
-    zeros = [
-        None if x is None or not want else x.new_zeros(x.shape, dtype=spec.sums)
-        for x, want in zip(inputs, wanted, strict=True)
-    ]
-    return Gradients(*zeros)
-
-
 def refuse_second_derivative() -> None:
     """For backward passes: gradients are enabled there when a graph of them is asked for, which would be cut off.
 
@@ -160,7 +134,7 @@ def prepare_rows(
     action_weight = weight[action].to(spec.sums)
     raw = (hidden * action_weight).sum(dim=1)
     if bias is not None:
-        raw = raw + _finite(bias[action].to(spec.sums))
+        raw = raw + finite(bias[action].to(spec.sums))
     logit, slope = _cap(raw * spec.scale, spec)
     exact = hidden if spec.factor == 1.0 else hidden * spec.factor
     operand = exact.to(spec.dtype)
@@ -174,7 +148,7 @@ def prepare_rows(
     return Rows(operand, hidden, offset, action, logit, slope * spec.scale, action_weight)
 
 
-def _finite(bias: Tensor) -> Tensor:
+def finite(bias: Tensor) -> Tensor:
     """-inf rules a token out; here by a finite number."""
     return bias.clamp(min=_RULED_OUT)
 
@@ -228,11 +202,12 @@ class Tiles(Iterator[tuple[Tile, Tensor, Tensor]]):
         self._width = min(spec.tile or tile_width(weight.device), weight.size(0))
         size = rows.action.size(0) * self._width
         self._stash = stash.new_empty(size) if reuse and stash.numel() < size else stash
-        self._with_logits: Iterator[tuple[Tile, Tensor, Tensor]] | None = None
+        self._with_logits: Iterator[tuple[Tile, Tensor, Tensor, Tensor]] | None = None
 
     def __next__(self) -> tuple[Tile, Tensor, Tensor]:
         self._with_logits = self._with_logits or self._in_torch()
-        return next(self._with_logits)
+        tile, q, top, _ = next(self._with_logits)
+        return tile, q, top
 
     def softmaxes(self, *, expectation: bool = False) -> Iterator[tuple[Tile, Tensor, Tensor | None]]:
         """Yield (tile, top, expected); `expected` is sum_a P(a) q(a) if asked for. In Triton where it is at hand."""
@@ -249,8 +224,8 @@ class Tiles(Iterator[tuple[Tile, Tensor, Tensor]]):
                     break
                 done = end
                 yield Tile(start, end, out, numbers.lse), numbers.top, numbers.expected
-        for tile, q, top in self._in_torch(done):
-            yield tile, top, _mean_q(tile, q, top, left_out(rows, spec)) if expectation else None
+        for tile, q, top, exact in self._in_torch(done):
+            yield tile, top, _mean_q(exact, q, top, left_out(rows, spec)) if expectation else None
 
     def _places(self, first: int = 0) -> Iterator[tuple[int, int, Tensor]]:
         """(start, end, softmax's place in the stash) of the tiles from column `first` on."""
@@ -260,7 +235,7 @@ class Tiles(Iterator[tuple[Tile, Tensor, Tensor]]):
             place = 0 if self._reuse else n * start
             yield start, end, self._stash[place : place + n * (end - start)].view(n, end - start)
 
-    def _in_torch(self, first: int = 0) -> Iterator[tuple[Tile, Tensor, Tensor]]:
+    def _in_torch(self, first: int = 0) -> Iterator[tuple[Tile, Tensor, Tensor, Tensor]]:
         return _make_in_torch(self._rows, self._weight, self._bias, self._spec, self._width, self._places(first))
 
 
@@ -271,10 +246,12 @@ def _make_in_torch(
     spec: HeadSpec,
     width: int,
     places: Iterator[tuple[int, int, Tensor]],
-) -> Iterator[tuple[Tile, Tensor, Tensor]]:
+) -> Iterator[tuple[Tile, Tensor, Tensor, Tensor]]:
+    """(tile, q, top, P before it is rounded)."""
     lacking, n = left_out(rows, spec), rows.action.size(0)
     product = rows.operand.new_empty(n * width)
     q_space = product if spec.dtype == spec.sums else product.new_empty(n * width, dtype=spec.sums)
+    p_space = None if spec.dtype == spec.sums else torch.empty_like(q_space)
     for start, end, out in places:
         z = product[: n * (end - start)].view(n, end - start)
         torch.mm(rows.operand, weight[start:end].t(), out=z)
@@ -282,7 +259,7 @@ def _make_in_torch(
         if q is not z:
             q.copy_(z)
         if bias is not None:
-            q.add_(_finite(bias[start:end].to(q.dtype)), alpha=spec.factor)
+            q.add_(finite(bias[start:end].to(q.dtype)), alpha=spec.factor)
         if spec.softcap:
             if rows.offset is not None:
                 q.add_(rows.offset[:, None])
@@ -290,13 +267,13 @@ def _make_in_torch(
         mine = ((rows.action >= start) & (rows.action < end)).nonzero().squeeze(1)
         q[mine, rows.action[mine] - start] = _RULED_OUT
         top = q.amax(dim=1)
-        probs = torch.softmax(q, dim=1) if out.dtype != q.dtype else torch.softmax(q, dim=1, out=out)
+        probs = torch.softmax(q, dim=1, out=out if p_space is None else p_space[: q.numel()].view_as(q))
         lse = top - probs.amax(dim=1).log()
         if lacking is not None:
             lse, top = lse + lacking, top + lacking
         if probs is not out:
             out.copy_(probs)
-        yield Tile(start, end, out, lse), q, top
+        yield Tile(start, end, out, lse), q, top, probs
 
 
 def read_rows(rows: Rows, tiles: Tiles, spec: HeadSpec, *, expectation: bool) -> tuple[Reading, list[Tile]]:
@@ -312,124 +289,17 @@ def read_rows(rows: Rows, tiles: Tiles, spec: HeadSpec, *, expectation: bool) ->
     reading = Reading(value, own >= torch.stack(tops).amax(dim=0), None)
     if expectation:
         share = (lse - value).exp()
-        own_part = (own - value).exp() * _log_own(rows, value, share.sum(dim=0))
+        own_part = (own - value).exp() * log_own(rows, value, share.sum(dim=0))
         entropy = (share * (value - torch.stack(expected))).sum(dim=0) - own_part  # nothing cancels here
         reading = reading._replace(expectation=value - entropy, entropy=entropy)
     return reading, kept
 
 
-def _log_own(rows: Rows, value: Float[Tensor, " n"], others: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+def log_own(rows: Rows, value: Float[Tensor, " n"], others: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     """log p of the action. Q - V is a small difference where p is near 1; there it comes from the others' sum."""
     return torch.where(others < 0.5, torch.log1p(-others.clamp(max=0.5)), rows.action_logit - value)
 
 
-def _mean_q(tile: Tile, q: Tensor, top: Tensor, lacking: Tensor | None) -> Float[Tensor, " n"]:
-    """sum_a P(a) q(a) of a tile, taken from its top, so that what is rounded is small; rounded P do not sum to 1."""
-    away = q.sub_((top if lacking is None else top - lacking)[:, None]).mul_(tile.probs).sum(dim=1)
-    return top + (away if tile.probs.dtype == q.dtype else away / tile.probs.sum(dim=1, dtype=q.dtype))
-
-
-def add_gradients(
-    rows: Rows,
-    tiles: Iterable[Tile],
-    reading: Reading,
-    upstream: Upstream,
-    weight: Float[Tensor, "V K"],
-    bias: Float[Tensor, " V"] | None,
-    spec: HeadSpec,
-    into: Gradients,
-    *,
-    expectation: bool = False,
-) -> Float[Tensor, " n"] | None:
-    """Add the gradients of a chunk; with `expectation` returns sum_a p(a) q(a), nearly for free (plain heads only).
-
-    dL/dz(a) = dL/dV p(a) + [a is the action] dL/dQ - dL/dH p(a) (log p(a) + H), times dq/dz. As dV/dh = sum_a p(a) w(a)
-    is computed anyway, sum_a p(a) q(a) is its product with h.
-    """
-    width = rows.hidden.size(1)
-    own = (rows.action_logit - reading.value).exp()  # p of the action
-    others = torch.zeros_like(own)
-    elementwise = bool(spec.softcap) or upstream.entropy is not None
-    magnitude, unit_upstream = _split(upstream, spec.temperature)
-    one = torch.ones_like(own)
-    pulled = torch.zeros_like(rows.hidden) if into.hidden is not None or expectation else None
-    bias_mean = torch.zeros_like(own) if expectation and bias is not None else None
-    for tile in tiles:
-        columns, share = slice(tile.start, tile.end), (tile.lse - reading.value).exp()
-        others += share
-        if elementwise:  # `probs` become the whole gradient, element by element
-            probs, share = _logit_gradient(tile, one, reading, unit_upstream, spec), share * magnitude
-            push = share * spec.scale
-        else:
-            probs, push = tile.probs, share * upstream.value * spec.factor
-        if pulled is not None:
-            pulled += torch.mm(probs, weight[columns, :width]) * share[:, None]
-        if into.weight is not None:
-            _add_outer(into.weight[columns], probs, rows.hidden * push[:, None])
-        if into.bias is not None:
-            into.bias[columns] += torch.mv(probs.t().to(own.dtype), push)
-        if bias_mean is not None and bias is not None:
-            bias_mean += share * torch.mv(tile.probs.to(own.dtype), _finite(bias[columns].to(own.dtype)))
-    result = None
-    if expectation:
-        assert pulled is not None
-        mean = (pulled * rows.hidden).sum(dim=1)
-        mean = (mean if bias_mean is None else mean + bias_mean) * spec.factor
-        # shares sum to 1 only up to rounding, which V would multiply
-        result = reading.value + (mean - others * reading.value) + own * _log_own(rows, reading.value, others)
-    at_action = torch.where(  # p - 1 is minus the others' sum
-        others < 0.5, (upstream.logit + upstream.value) - upstream.value * others, upstream.logit + upstream.value * own
-    )
-    if upstream.entropy is not None:
-        assert reading.entropy is not None
-        at_action = at_action - upstream.entropy * own * (_log_own(rows, reading.value, others) + reading.entropy)
-    at_action = at_action * rows.action_slope
-    if into.hidden is not None:
-        assert pulled is not None
-        slope = spec.scale if elementwise else (upstream.value * spec.factor)[:, None]
-        into.hidden.add_(pulled * slope + at_action[:, None] * rows.action_weight)
-    if into.weight is not None:
-        into.weight.index_add_(0, rows.action, at_action[:, None] * rows.hidden)
-    if into.bias is not None:
-        into.bias.index_add_(0, rows.action, at_action)
-    return result
-
-
-def _split(upstream: Upstream, temperature: float) -> tuple[Float[Tensor, " n"], Upstream]:
-    """Each row's magnitude and a rest near 1: 1 / num_actions in the products would be below float16's range."""
-    value, entropy = upstream.value, upstream.entropy
-    size = value.abs() if entropy is None else value.abs() + entropy.abs()
-    unit = torch.where(size > torch.finfo(size.dtype).tiny, temperature / size, torch.ones_like(size))
-    return size / temperature, Upstream(upstream.logit, value * unit, None if entropy is None else entropy * unit)
-
-
-def _add_outer(target: Float[Tensor, "C H"], probs: Float[Tensor, "n C"], pushed: Float[Tensor, "n H"]) -> None:
-    """target += probs^T pushed."""
-    if probs.dtype == target.dtype:
-        target.addmm_(probs.t(), pushed)
-    elif probs.dtype == torch.float16:  # its range is small: sums of the rows' largest entries become 2^11
-        unit = (pushed.abs().amax(dim=1).sum() / 2**11).clamp(min=torch.finfo(pushed.dtype).tiny)
-        target += torch.mm(probs.t(), (pushed / unit).to(probs.dtype)).to(target.dtype) * unit
-    else:
-        add_product(target, probs.t(), pushed.to(probs.dtype))
-
-
-def _logit_gradient(tile: Tile, share: Tensor, reading: Reading, upstream: Upstream, spec: HeadSpec) -> Tensor:
-    """dL/d(scale z) of a tile, element by element: for caps and for entropy gradients, maybe in the place of P."""
-    if triton_tiles.available(tile.probs.device, tile.probs.dtype) and triton_tiles.logit_gradient(
-        tile.probs, lse=tile.lse, share=share, value=upstream.value, entropy=upstream.entropy,
-        expectation=reading.expectation, softcap=spec.softcap, temperature=spec.temperature,
-    ):  # fmt: skip
-        return tile.probs
-    probs, share = tile.probs.to(share.dtype), share / spec.temperature
-    q = probs.clamp(min=torch.finfo(probs.dtype).tiny).log() + tile.lse[:, None]
-    gradient = probs * (upstream.value * share)[:, None]
-    if upstream.entropy is not None:
-        assert reading.expectation is not None
-        # log p + H = q - V + V - E[q]
-        away = (q - reading.expectation[:, None]).clamp(min=_NO_MASS)
-        gradient = gradient - probs * away * (upstream.entropy * share)[:, None]
-    if spec.softcap:
-        t = q * (spec.temperature / spec.softcap)
-        gradient = gradient * (1 - t * t).clamp(min=0.0)
-    return gradient.to(tile.probs.dtype)
+def _mean_q(probs: Tensor, q: Tensor, top: Tensor, lacking: Tensor | None) -> Float[Tensor, " n"]:
+    """sum_a P(a) q(a) of a tile, taken from its top, so that what is rounded is small. Overwrites `q`."""
+    return top + q.sub_((top if lacking is None else top - lacking)[:, None]).mul_(probs).sum(dim=1)
