@@ -106,7 +106,7 @@ def parse(command: str, kinds: Sequence[type], argv: Sequence[str], guide: Help)
     for argument in given:
         name = argument.split("=")[0]
         if name.startswith("--") and name not in flags:
-            raise UserError(f"unknown flag {name}{_nearest(name, flags)}; --help_all lists them")
+            raise UserError(f"unknown flag {name}{nearest(name, flags)}; --help_all lists them")
     rest = _check_config(given, {action.dest for action in parser._actions} - {"help"})
     strays = parser.parse_known_args(rest)[1]
     if strays:
@@ -140,7 +140,7 @@ def _fit_to_machine(parser: TrlParser, kinds: Sequence[type]) -> None:
         parser.set_defaults(use_cpu=True, bf16=False)
 
 
-def _nearest(name: str, known: set[str]) -> str:
+def nearest(name: str, known: set[str]) -> str:
     close = difflib.get_close_matches(name, sorted(known), n=1)
     return f" (did you mean {close[0]}?)" if close else ""
 
@@ -173,7 +173,7 @@ def _check_config(argv: Sequence[str], known: set[str]) -> list[str]:
         raise UserError(f"--config {path}: must be a mapping of flags to values, such as 'learning_rate: 1.0e-5'")
     for key in content:
         if key not in known and key != "env":
-            raise UserError(f"--config {path}: unknown field {key!r}{_nearest(str(key), known)}")
+            raise UserError(f"--config {path}: unknown field {key!r}{nearest(str(key), known)}")
     if not isinstance(content.get("env", {}), dict):
         raise UserError(f"--config {path}: 'env' must be a mapping of environment variables to values")
     return [*argv[: at - 1], *argv[at + 1 :]]

@@ -1,0 +1,12 @@
+"""What every stage needs, imported once in the server that their processes are forked from."""
+
+import datasets
+import peft
+import torch
+import transformers
+import trl
+
+from ..cli import dpr, evaluate, finetune
+from ..evaluation import sampling, sweep
+
+__all__ = ["datasets", "dpr", "evaluate", "finetune", "peft", "sampling", "sweep", "torch", "transformers", "trl"]
