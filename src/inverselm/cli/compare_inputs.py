@@ -166,13 +166,14 @@ def measure_of(name: str, samples: Samples, reference_column: str | None) -> Mea
 
 
 def _corpus_measure(name: str, columns: set[str], reference_column: str | None) -> Measure:
-    from ..evaluation.corpus import corpus_score, corpus_statistics
+    from ..evaluation.corpus import CorpusScore
 
-    corpus_statistics(name, ["a"], [["a"]])  # a missing package, now
-    score = partial(corpus_score, name)
+    scorer = CorpusScore(name)
     counts = f"{name}_counts"
     if counts in columns and reference_column is None:
-        return Measure(name, lambda rows: _summed([row[counts] for row in rows]), score, f"corpus {name}, '{counts}'")
+        return Measure(
+            name, lambda rows: _summed([row[counts] for row in rows]), scorer.score, f"corpus {name}, '{counts}'"
+        )
     if "completion" not in columns:
         raise UserError(f"--metric {name}: the files have no 'completion'")
     column = _reference(columns, reference_column, name)
@@ -182,9 +183,10 @@ def _corpus_measure(name: str, columns: set[str], reference_column: str | None) 
         for row, own in zip(rows, references, strict=True):
             if not own or not all(isinstance(text, str) for text in own):
                 raise UserError(f"{row['__line__']}: the reference in '{column}' is not text")
-        return _summed(corpus_statistics(name, [text_of(row["completion"]) for row in rows], references))
+        texts = (text_of(row["completion"]) for row in rows)
+        return _summed([scorer.counts(text, own) for text, own in zip(texts, references, strict=True)])
 
-    return Measure(name, numbers, score, f"corpus {name} against '{column}'")
+    return Measure(name, numbers, scorer.score, f"corpus {name} against '{column}'")
 
 
 def _reference(columns: set[str], given: str | None, name: str) -> str:
