@@ -147,6 +147,7 @@ def write_state(cell, plan, name, entry, seed):
 
 def write_evaluation(folder, plan, size, name, entry, seed, split, examples):
     task = load_task(plan.task)
+    task.prepare(examples)
     settings = {"num_samples": plan.samples, "max_new_tokens": 32, "batch_size": 8, "seed": seed}
     facts = {"settings": settings, "data": {"prompts": len(examples), "content": content_hash(examples)}}
     evaluation = EvaluationFolder(str(folder), facts, {name: {"model": "0"}}, None, {}, False)

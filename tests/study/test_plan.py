@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from helpers.study import STUDY, changed
+from helpers.study_spec import STUDY, changed
 from inverselm import UserError
 from inverselm.study.identity import code_hash, data_hash, digest, environment
 from inverselm.study.plan import Stage, clear, plan_stages, stage_record, to_argv

@@ -133,7 +133,7 @@ def test_everything_is_there(unbroken):
 
 @pytest.mark.slow
 def test_a_finished_study_runs_nothing(bench, unbroken, monkeypatch):
-    monkeypatch.setattr("inverselm.study.runner._Scheduler", None)
+    monkeypatch.setattr("inverselm.study.runner.Scheduler", None)
     assert run_study(parse_spec(study(bench)), unbroken) == unbroken
 
 

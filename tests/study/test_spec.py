@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from helpers.study import STUDY, changed
+from helpers.study_spec import STUDY, changed
 from inverselm import UserError
 from inverselm.study.spec import parse_spec, read_spec
 

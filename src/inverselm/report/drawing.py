@@ -150,8 +150,11 @@ def spread(wanted: Sequence[float], heights: Sequence[float], low: float, high: 
     return centres
 
 
-def to_svg(figure: Any, label: str) -> str:
-    """The figure as one `<svg>` element for inline use: no style sheet, and ids that other charts do not have."""
+def to_svg(figure: Any, label: str, *, max_width: int = 640) -> str:
+    """The figure as one `<svg>` element for inline use: no style sheet, and ids that other charts do not have.
+
+    It is as wide as its place, and at most `max_width` pixels.
+    """
     buffer = io.StringIO()
     figure.savefig(
         buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
@@ -163,14 +166,15 @@ def to_svg(figure: Any, label: str) -> str:
     for element in root.iter():
         _simplify(element)
     _rename_ids(root, f"irl-{hashlib.sha256(ElementTree.tostring(root)).hexdigest()[:10]}")
+    width, height = (round(72 * inches) for inches in figure.get_size_inches())
     root.attrib = {
         "xmlns": "http://www.w3.org/2000/svg",
-        "viewBox": f"0 0 {WIDTH} {HEIGHT}",
+        "viewBox": f"0 0 {width} {height}",
         "role": "img",
         "aria-label": _plain(label),
         "stroke-linejoin": "round",
         "stroke-linecap": "butt",
-        "style": "display:block;width:100%;height:auto;max-width:640px",
+        "style": f"display:block;width:100%;height:auto;max-width:{max_width}px",
     }
     return ElementTree.tostring(root, encoding="unicode")
 

@@ -81,10 +81,15 @@ class Page:
         """A trusted fragment that opens when its summary line is clicked."""
         return self.html(f'<details><summary>{_safe(summary)}</summary><div class="detail">{fragment}</div></details>')
 
+    @property
+    def body(self) -> str:
+        """What was added so far, as HTML, for another page's `html`."""
+        return "\n".join(self._parts)
+
     def render(self) -> str:
         """The whole document."""
         style = resources.files(__package__).joinpath("style.css").read_text(encoding="utf-8")
-        body = "\n".join(self._parts)
+        body = self.body
         heat = heatmap_style() if heatmap_style() in body else ""
         body = _distinct_ids(body.replace(heatmap_style(), ""))
         subtitle = f'<p class="subtitle">{_safe(self.subtitle)}</p>' if self.subtitle else ""
