@@ -15,6 +15,8 @@ _EXPORTS = {
     "TokenReward": ".scorers",
     "IQLearnConfig": ".training",
     "IQLearnTrainer": ".training",
+    "OnlineIQLearnConfig": ".training",
+    "OnlineIQLearnTrainer": ".training",
     "Seq2SeqIQLearnConfig": ".training",
     "Seq2SeqIQLearnTrainer": ".training",
     "DensePathConfig": ".training",

@@ -24,6 +24,7 @@ from helpers.training import arguments, make, steps
 from inverselm.training.checkpoints import BaselineCheckpointCallback
 from inverselm.training.iqlearn import IQLearnConfig, IQLearnTrainer
 from inverselm.training.loading import load_policy_and_reward
+from inverselm.training.online import OnlineIQLearnConfig, OnlineIQLearnTrainer
 
 SAVED = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6, "optim": "adamw_torch", "learning_rate": 1e-2}
 LORA = {"r": 2, "target_modules": ["q_proj", "down_proj"]}
@@ -40,6 +41,15 @@ def iqlearn_lora(folder: Path) -> Any:
     args = arguments(IQLearnConfig, folder, td_coef=0.3, gradient_accumulation_steps=2, **SAVED)
     lora = LoraConfig(**LORA, lora_dropout=0.3)
     return make(IQLearnTrainer, args, sums(), text_tokenizer(), peft_config=lora)
+
+
+def iqlearn_online(folder: Path) -> Any:
+    """The temporal difference sets in at step 1; a checkpoint lies where samples are made anew."""
+    args = arguments(
+        OnlineIQLearnConfig, folder, td_coef=0.3, mix_in=0.4, rollout_every=2, max_completion_length=6,
+        mle_warmup_steps=1, td_anneal_steps=2, gradient_accumulation_steps=2, per_device_train_batch_size=2, **SAVED,
+    )  # fmt: skip
+    return make(OnlineIQLearnTrainer, args, sums(), text_tokenizer())
 
 
 def sft(folder: Path) -> Any:
@@ -94,7 +104,17 @@ def dpr_spread_group(folder: Path) -> Any:
 
 KINDS = {
     job.__name__: job
-    for job in (iqlearn, iqlearn_lora, sft, dpr, dpr_buffer, dpr_adapters, iqlearn_global_batch, dpr_spread_group)
+    for job in (
+        iqlearn,
+        iqlearn_lora,
+        iqlearn_online,
+        sft,
+        dpr,
+        dpr_buffer,
+        dpr_adapters,
+        iqlearn_global_batch,
+        dpr_spread_group,
+    )
 }
 
 

@@ -55,7 +55,7 @@ def test_the_gradient_is_that_of_the_probability():
 
 
 def test_trl_computes_the_same_loss(tmp_path):
-    """`inverselm sft --loss_type dft` is TRL's; value and gradient of one batch, normalised by a given count."""
+    """TRL's loss_type of the same name: value and gradient of one batch, normalised by a given count."""
     args = arguments(SFTConfig, tmp_path, loss_type="dft", per_device_train_batch_size=8)
     trainer = make(SFTTrainer, args, sums(), text_tokenizer())
     inputs = next(iter(trainer.get_train_dataloader()))

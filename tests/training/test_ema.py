@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -206,3 +207,18 @@ def test_an_average_that_hardly_moves_is_said(tmp_path, caplog, monkeypatch):
     caplog.clear()
     sft(tmp_path / "b", 0.7).train()
     assert "averaged weights" not in caplog.text
+
+
+def test_an_average_that_lies_there_already_is_written_anew(tmp_path):
+    """A run begun again over an earlier one, whose checkpoints are decided on after an evaluation."""
+    best = {"save_strategy": "best", "metric_for_best_model": "eval_loss", "eval_strategy": "steps", "eval_steps": 2}
+    rows = Dataset.from_list(sums()[:4])
+    first = sft(tmp_path, 0.7, eval_rows=rows, learning_rate=0.05, **best)
+    first.train()
+    folders = sorted(folder.name for folder in tmp_path.glob("checkpoint-*"))
+    assert folders
+    again = sft(tmp_path, 0.3, eval_rows=rows, learning_rate=0.05, **best)
+    again.train()
+    for name in folders:
+        step = int(name.removeprefix("checkpoint-"))
+        close(load_file(tmp_path / name / "ema.safetensors"), by_hand(again.recorder.seen[: step + 1], 0.3))

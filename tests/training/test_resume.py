@@ -7,7 +7,7 @@ from helpers.processes import kill, start, wait_for
 from helpers.training import assert_same_weights, steps
 from inverselm.scorers.markers import read_marker
 
-KILLED = ["iqlearn", "iqlearn_lora", "sft", "dpr", "dpr_buffer", "dpr_adapters"]
+KILLED = ["iqlearn", "iqlearn_lora", "iqlearn_online", "sft", "dpr", "dpr_buffer", "dpr_adapters"]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def test_a_killed_run_resumes_to_the_same_end(killed, tmp_path, kind):
     assert resumed.state.global_step == 6
     assert_same_weights(whole.model, resumed.model, atol=1e-6)
     for a, b in zip(steps(whole), steps(resumed), strict=True):
-        for key in ("loss", "grad_norm", "td_coef", "reward", "kl", "completions/mean_length"):
+        for key in ("loss", "grad_norm", "td_coef", "reward", "own_reward", "kl", "completions/mean_length"):
             if key in a:
                 assert a[key] == pytest.approx(b[key], rel=1e-4, abs=1e-6), (a["step"], key)
     if kind == "sft":

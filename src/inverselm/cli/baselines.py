@@ -49,7 +49,7 @@ def check_baselines(data: Any, training: Any) -> None:
     """
     if not 0.0 <= data.baseline_fraction < 1.0:
         raise UserError(f"--baseline_fraction is {data.baseline_fraction}; set it to 0 (none), or below 1")
-    extra = data.extra_baseline_fractions
+    extra = data.extra_baseline_fractions = _numbers(data.extra_baseline_fractions)
     bad = next((fraction for fraction in extra if not 0.0 < fraction < 1.0), None)
     if bad is not None:
         raise UserError(f"--extra_baseline_fractions holds {bad}; set each between 0 and 1")
@@ -59,6 +59,18 @@ def check_baselines(data: Any, training: Any) -> None:
         raise UserError(f"--ema_baseline_decay is {data.ema_baseline_decay}; set it to 0 (none), or below 1")
     if data.ema_baseline_decay and (training.deepspeed or training.fsdp):
         raise UserError("--ema_baseline_decay does not support sharded weights (--fsdp, --deepspeed); leave it out")
+
+
+def _numbers(given: Any) -> list[float]:
+    """A list of fractions; a YAML file may hold a single one, or text."""
+    items = given if isinstance(given, list) else [given]
+    numbers = []
+    for item in items:
+        try:
+            numbers.append(float(item))
+        except (TypeError, ValueError):
+            raise UserError(f"--extra_baseline_fractions holds {item!r}, which is no number") from None
+    return numbers
 
 
 def check_steps(data: Any, training: Any, rows: Any) -> None:
@@ -124,22 +136,30 @@ def baseline_facts(kept: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return facts | ({"more_baselines": more} if more else {})
 
 
-def set_late_baseline_aside(trainer: Any) -> list[str]:
-    """If the run's best checkpoint, which was loaded, is not later than its baseline, they are no reward together.
+def set_late_baselines_aside(trainer: Any, data: Any) -> list[str]:
+    """If the run's best checkpoint, which was loaded, is not later than a baseline, they are no reward together.
 
-    The baseline stays where it is, with another role in its marker: later commands do not find it by themselves.
+    Such a baseline stays where it is, with another role in its marker: later commands do not find it by themselves. An
+    average of the weights is late if it holds weights from after the best checkpoint.
 
     Returns:
-        Lines for the user, if so.
+        Lines for the user, if there is one.
     """
-    folder = Path(trainer.args.output_dir) / BASELINE_FOLDER
-    best, marker = trainer.state.best_global_step, read_marker(folder)
-    if not (trainer.args.load_best_model_at_end and best and marker.get("step", 0) >= best):
+    folder, best = trainer.args.output_dir, trainer.state.best_global_step
+    if not (trainer.args.load_best_model_at_end and best):
         return []
+    late = {n: m for n, m in kept_baselines(folder, data).items() if m["step"] - ("ema_decay" in m) >= best}
+    if not late:
+        return []
+    trainer.accelerator.wait_for_everyone()  # all have read the markers
     if trainer.accelerator.is_main_process:
-        write_marker(folder, "late_baseline", **{**{k: v for k, v in marker.items() if k != "role"}, "best_step": best})
+        for name, marker in late.items():
+            facts = {**{key: value for key, value in marker.items() if key != "role"}, "best_step": best}
+            write_marker(Path(folder) / name, "late_baseline", **facts)
+    trainer.accelerator.wait_for_everyone()
+    steps = {name: f"{'up to ' if 'ema_decay' in marker else ''}step {marker['step']}" for name, marker in late.items()}
+    listed = ", ".join(f"{folder}/{name} ({step})" for name, step in steps.items())
     return [
-        f"The best checkpoint, which was kept, is that of step {best}: no later than the baseline's step "
-        f"{marker['step']}, so the two are no reward, and later commands will not take it for one. Name an earlier "
-        "checkpoint with --baseline."
+        f"The best checkpoint, which was kept, is that of step {best}: no later than {listed}, so they are no reward "
+        "together, and later commands will not take them for one. Name an earlier checkpoint with --baseline."
     ]

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
+from trl import ModelConfig, SFTTrainer, get_peft_config, get_quantization_config
 
 from ..errors import UserError
 from ..scorers.checks import check_tokenizer_has_eos
 from ..scorers.markers import BASELINE_FOLDER, write_marker
-from ..training.iqlearn import IQLearnConfig, IQLearnTrainer
+from ..training.iqlearn import IQLearnTrainer
+from ..training.online import OnlineIQLearnTrainer
 from ..training.scratch import build_from_scratch, texts_of
 from ..training.seq2seq import Seq2SeqIQLearnTrainer
 from . import seq2seq
@@ -24,7 +25,7 @@ from .baselines import (
     check_baselines,
     check_steps,
     kept_baselines,
-    set_late_baseline_aside,
+    set_late_baselines_aside,
 )
 from .common import (
     check_chat_template,
@@ -38,6 +39,7 @@ from .common import (
     shell,
     train,
 )
+from .losses import HIDDEN, IQLearnFlags, SFTFlags
 from .models import check_model, check_packages, load_tokenizer, positions_of
 
 COMMON = (
@@ -50,22 +52,28 @@ GUIDES = {
     "sft": Help(
         "Supervised fine-tuning with TRL's SFTTrainer. Half-way through it keeps a baseline checkpoint, so that the "
         "run contains a dense token reward (arXiv 2510.02493) for `inverselm score` and `inverselm dpr`.\n"
-        "Rows are TRL's formats: {prompt, completion}, {messages} or {text}.",
+        "Rows are TRL's formats: {prompt, completion}, {messages} or {text}. --loss_type dft and gem are other losses "
+        "on the same data, peers to compare with.",
         (
             "inverselm sft --model_name_or_path Qwen/Qwen3-0.6B --dataset_name train.jsonl --output_dir runs/sft",
             "inverselm sft --scratch_config tiny.yaml --dataset_name train.jsonl --output_dir runs/sft",
+            "inverselm sft --config recipe.yaml --loss_type gem --output_dir runs/gem",
             "inverselm sft --config recipe.yaml --learning_rate 1e-4",
         ),
         COMMON,
+        HIDDEN["sft"],
     ),
     "iqlearn": Help(
         "Inverse soft-Q-learning as temporal-difference-regularised maximum likelihood (arXiv 2409.01369): the loss is "
-        "-log pi + td_coef (Q - gamma V')^2. Everything else is as in `inverselm sft`; td_coef 0 is SFT.",
+        "-log pi + td_coef (Q - gamma V')^2. Everything else is as in `inverselm sft`; td_coef 0 is SFT. With --mix_in "
+        "the squared term is also taken over answers that the policy samples to the same prompts as it trains (online).",
         (
             "inverselm iqlearn --model_name_or_path MODEL --dataset_name train.jsonl --output_dir runs/iq",
             "inverselm iqlearn --config recipe.yaml --td_coef 0.5 --mle_warmup_steps 200 --td_anneal_steps 200",
+            "inverselm iqlearn --config recipe.yaml --mix_in 0.1 --max_completion_length 128 --output_dir runs/online",
         ),
         COMMON,
+        HIDDEN["iqlearn"],
     ),
 }
 
@@ -73,15 +81,17 @@ GUIDES = {
 def run(command: str, argv: Sequence[str]) -> None:
     """Parse, check, train, save, and say what was written and what to do next."""
     encoder_decoder = seq2seq.names_encoder_decoder(argv)
-    guide, config_class = GUIDES[command], SFTConfig if command == "sft" else IQLearnConfig
+    guide, config_class = GUIDES[command], SFTFlags if command == "sft" else IQLearnFlags
     if encoder_decoder:
-        seq2seq.check_flags(argv)
+        seq2seq.check_flags(command, argv)
         guide, config_class = replace(guide, hidden=seq2seq.HIDDEN[command]), seq2seq.FLAGS[command]
     data, training, model_args = parse(command, (BaselineArguments, config_class, ModelConfig), argv, guide)
     quiet_libraries()
     source = model_args.model_name_or_path
     _check_flags(data, training, model_args)
-    resume = check_run_folder(training, data.overwrite_output_dir, [source])
+    online = not encoder_decoder and bool(getattr(training, "mix_in", 0.0))
+    multiple = training.rollout_every if online else 1
+    resume = check_run_folder(training, data.overwrite_output_dir, [source], multiple)
     if encoder_decoder:
         seq2seq.check_loading(model_args)
     if source:
@@ -117,9 +127,9 @@ def run(command: str, argv: Sequence[str]) -> None:
         say(f"Training on the CPU in {'bfloat16' if training.bf16 else 'float32'}.")
     clear_run_folder(training, data.overwrite_output_dir)
     more: dict[str, Any] = {} if encoder_decoder else {"quantization_config": get_quantization_config(model_args)}
-    trainer_class: Any = (
-        Seq2SeqIQLearnTrainer if encoder_decoder else SFTTrainer if command == "sft" else IQLearnTrainer
-    )
+    plain = command == "sft" and training.objective == "iqlearn"
+    decoder_only: Any = SFTTrainer if plain else OnlineIQLearnTrainer if online else IQLearnTrainer
+    trainer_class: Any = Seq2SeqIQLearnTrainer if encoder_decoder else decoder_only
     trainer: Any = trainer_class(
         model=model,
         args=training,
@@ -133,12 +143,16 @@ def run(command: str, argv: Sequence[str]) -> None:
     train(trainer, resume)
     trainer.save_model(training.output_dir)
     trainer.save_state()
-    late = set_late_baseline_aside(trainer)
+    late = set_late_baselines_aside(trainer, data)
     baselines = kept_baselines(training.output_dir, data)
     if trainer.accelerator.is_main_process:
         facts = {"steps": trainer.state.global_step, "base": source}
         if command == "iqlearn":
             facts |= {"td_coef": training.td_coef, "gamma": training.gamma}
+            facts |= {"mix_in": training.mix_in} if online else {}
+        elif training.objective != "iqlearn":
+            facts["loss_type"] = training.objective
+            facts |= {"gem_temperature": training.gem_temperature} if training.objective == "gem" else {}
         if training.load_best_model_at_end:
             facts["best_step"] = trainer.state.best_global_step
         write_marker(training.output_dir, command, **facts, **baseline_facts(baselines))

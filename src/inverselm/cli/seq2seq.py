@@ -13,8 +13,10 @@ from trl import SFTConfig
 from ..errors import UserError
 from ..training.seq2seq import Seq2SeqIQLearnConfig
 from ..training.seq2seq_data import row_limits
+from .losses import gem_temperature_flag, loss_type_flag, set_objective
 
 _TD = ("td_coef", "gamma", "mle_warmup_steps", "td_anneal_steps", "entropy_coef")
+_PEERS = ("objective", "gem_temperature")
 _RARE = ("bf16", "logging_steps", "model_init_kwargs", "trust_remote_code", "dataset_num_proc", "pad_to_multiple_of")
 
 
@@ -25,6 +27,8 @@ class Seq2SeqFlags(Seq2SeqIQLearnConfig):
     dataset_text_field: ClassVar[str] = "text"
     chat_template_path: ClassVar[None] = None
     packing: ClassVar[bool] = False
+    objective: str = field(default="iqlearn", init=False)
+    gem_temperature: float | None = field(default=None, init=False)
 
 
 @dataclass
@@ -32,15 +36,18 @@ class Seq2SeqSFTFlags(Seq2SeqFlags):
     """The same for `inverselm sft`, which has no temporal difference."""
 
     td_coef: float = field(default=0.0, metadata={"help": "Of `inverselm iqlearn`."})
+    loss_type: str = loss_type_flag()
+    gem_temperature: float | None = gem_temperature_flag()
 
     def __post_init__(self) -> None:
+        set_objective(self)
         super().__post_init__()
         if self.td_coef or self.entropy_coef:
             raise UserError("--td_coef and --entropy_coef are flags of `inverselm iqlearn`; leave them out of `sft`")
 
 
 FLAGS = {"sft": Seq2SeqSFTFlags, "iqlearn": Seq2SeqFlags}
-HIDDEN = {"sft": (*_TD, *_RARE), "iqlearn": _RARE}
+HIDDEN = {"sft": (*_TD, "objective", *_RARE), "iqlearn": (*_RARE, *_PEERS)}
 
 
 def names_encoder_decoder(argv: Sequence[str]) -> bool:
@@ -55,13 +62,13 @@ def names_encoder_decoder(argv: Sequence[str]) -> bool:
         return False
 
 
-def check_flags(argv: Sequence[str]) -> None:
-    """Flags that only a decoder-only model has.
+def check_flags(command: str, argv: Sequence[str]) -> None:
+    """Flags of the command that only a decoder-only model has.
 
     Raises:
         UserError: there is one; says what to use in its place, if there is something.
     """
-    known = {f.name for f in dataclasses.fields(Seq2SeqFlags)}
+    known = {f.name for f in dataclasses.fields(FLAGS[command])}
     foreign = {f.name for f in dataclasses.fields(SFTConfig)} - known
     flags = [word.split("=")[0].removeprefix("--").replace("-", "_") for word in argv if word.startswith("--")]
     for name in [*flags, *_given(argv)]:

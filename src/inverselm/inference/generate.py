@@ -13,7 +13,7 @@ from ..errors import UserError
 from ..scorers.frozen import FrozenLM, load_frozen
 from .guided import GuidedDecodingProcessor
 
-Prompt = str | list[dict[str, Any]]
+Prompt = str | list[dict[str, Any]] | list[int]
 ProcessorFactory = Callable[[Any, int], Any]
 
 
@@ -68,7 +68,7 @@ def generate(
     Args:
         model: a causal LM or an encoder-decoder of transformers, on any device.
         tokenizer: its tokenizer; neither it nor the model's mode is changed.
-        prompts: texts, tokenized as they are, or lists of chat messages, written with the chat template.
+        prompts: texts, tokenized as they are; lists of chat messages, written with the chat template; or token ids.
         max_new_tokens: longest completion, in tokens.
         temperature: 0 is greedy search, or beam search when `num_beams` > 1.
         top_p: keep the smallest set of tokens with this probability.
@@ -154,6 +154,8 @@ def _encode(tokenizer: Any, prompt: Prompt, index: int) -> list[int]:
     """Token ids of one prompt."""
     if isinstance(prompt, str):
         ids = tokenizer(prompt)["input_ids"]
+    elif prompt and all(isinstance(item, int) for item in prompt):
+        ids = prompt
     elif not getattr(tokenizer, "chat_template", None):
         raise UserError(
             f"prompt {index} is a list of chat messages, but the tokenizer has no chat template: "

@@ -181,6 +181,10 @@ class TokenBatch:
             inputs["position_ids"] = self.position_ids
         return inputs
 
+    def rows(self, part: slice) -> TokenBatch:
+        """Some of the rows."""
+        return replace(self, **{f.name: getattr(self, f.name)[part] for f in fields(self) if f.name != "packed"})
+
     def to(self, device: torch.device | str) -> TokenBatch:
         """The batch on another device."""
         moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "packed"}

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from .batch import TokenBatch
@@ -90,13 +93,15 @@ def token_loss(
     per_token: Mapping[str, Tensor] | None = None,
     entropy: str = "log",
     temperature: float = 1.0,
+    stats_temperature: float | None = None,
     float32_head: bool = False,
     **forward_kwargs: Any,
 ) -> tuple[Loss, TokenStats, Any]:
     """An objective's loss on a batch, the detached stats it came from, and the model's output (without logits).
 
     Gradients of the head are computed on the way, at the price of plain cross-entropy (see `soft_head.head_loss`, whose
-    arguments these are; the model's are those of :func:`token_stats`).
+    arguments these are; the model's are those of :func:`token_stats`). With `stats_temperature` the stats that are
+    returned are those of another temperature than the loss's, for one more product of the head: numbers to log.
 
     Example:
         >>> loss, stats, _ = token_loss(model, batch, partial(iqlearn, td_coef=0.1))
@@ -104,9 +109,16 @@ def token_loss(
     """
     states = States.of(batch)
     task = Task(objective, batch.num_actions if num_actions is None else num_actions, dict(per_token or {}), entropy)
+    other = None if stats_temperature == temperature else stats_temperature
 
     def compute(head: Projection) -> tuple[Tensor, ...]:
-        return loss_numbers(_columns(head, batch), head.weight, head.bias, states, head.spec, task)
+        hidden = _columns(head, batch)
+        numbers = loss_numbers(hidden, head.weight, head.bias, states, head.spec, task)
+        if other is None:
+            return numbers
+        spec = replace(head.spec, temperature=other)
+        with torch.no_grad():
+            return *numbers, *stats_numbers(hidden, head.weight, head.bias, states, spec, entropy=entropy != "none")
 
     inputs = {**batch.model_inputs(), "use_cache": False, **forward_kwargs}
     try:
@@ -114,17 +126,18 @@ def token_loss(
     except SoftHeadError as reason:
         fall_back(reason)
         outputs, first = token_logits(model, batch, **forward_kwargs)
-        stats = stats_from_logits(
-            outputs.logits,
-            batch,
-            first_column=first,
-            entropy=entropy != "none",
-            entropy_grad=entropy == "grad",
-            greedy=True,
-            temperature=temperature,
-        )
-        return objective(stats, num_actions=task.num_actions, **task.per_token), stats.detach(), outputs
-    return (*task.result(numbers, states, batch), outputs)
+        read = partial(stats_from_logits, outputs.logits, batch, first_column=first, entropy=entropy != "none")
+        stats = read(entropy_grad=entropy == "grad", greedy=True, temperature=temperature)
+        loss = objective(stats, num_actions=task.num_actions, **task.per_token)
+        if other is not None:
+            with torch.no_grad():
+                stats = read(greedy=True, temperature=other)
+        return loss, stats.detach(), outputs
+    loss, stats = task.result(numbers[:5], states, batch)
+    if other is not None:
+        q, v, h, greedy = numbers[5:]
+        stats = states.stats(q, v, None if entropy == "none" else h, greedy, batch)
+    return loss, stats, outputs
 
 
 def project(model: nn.Module, batch: TokenBatch, **forward_kwargs: Any) -> Projection:

@@ -44,6 +44,11 @@ class TokenStats:
         """Number of actions, as a 0-d tensor."""
         return self.action_mask.sum()
 
+    def rows(self, part: slice) -> TokenStats:
+        """Some of the rows."""
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: v[part] for k, v in tensors.items() if isinstance(v, Tensor)})
+
     def detach(self) -> TokenStats:
         """The same numbers outside the graph."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}

@@ -10,6 +10,8 @@ _EXPORTS = {
     "EMABaselineCallback": ".ema",
     "IQLearnConfig": ".iqlearn",
     "IQLearnTrainer": ".iqlearn",
+    "OnlineIQLearnConfig": ".online",
+    "OnlineIQLearnTrainer": ".online",
     "Seq2SeqIQLearnConfig": ".seq2seq",
     "Seq2SeqIQLearnTrainer": ".seq2seq",
     "baseline_folder": ".checkpoints",

@@ -59,6 +59,7 @@ class EMABaselineCallback(TrainerCallback):
             raise UserError(f"The decay of the weights' average must lie between 0 and 1, not {decay}.")
         self.trainer, self.decay, self.folder = trainer, decay, folder
         self.average: dict[str, Tensor] = {}
+        self._saved_at = -1  # the step of the last file of this run
 
     def _weights(self) -> dict[str, nn.Parameter]:
         """What is trained, by name."""
@@ -120,7 +121,7 @@ class EMABaselineCallback(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write it for a checkpoint that was decided on since, because of an evaluation."""
-        if args.should_save and not self._file(args, state).is_file():
+        if args.should_save and self._saved_at != state.global_step:
             self._save(args, state)
 
     def _file(self, args: Any, state: Any) -> Path:
@@ -132,6 +133,7 @@ class EMABaselineCallback(TrainerCallback):
         temporary = path.with_suffix(".tmp")
         save_file(self.average, temporary, metadata={"format": "pt", "decay": repr(self.decay)})
         os.replace(temporary, path)
+        self._saved_at = state.global_step
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keep it as a baseline."""

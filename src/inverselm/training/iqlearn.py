@@ -1,4 +1,4 @@
-"""IQLearn on TRL's SFTTrainer: the same data, formats and options, another loss."""
+"""IQLearn, and its peers DFT and GEM, on TRL's SFTTrainer: the same data, formats and options, another loss."""
 
 from __future__ import annotations
 
@@ -14,15 +14,30 @@ from trl.data_utils import is_conversational, is_conversational_from_value
 
 from ..errors import UserError
 from ..scorers.tokens import eos_token_ids, tokens_after_eos
-from ..token_mdp import TokenBatch
+from ..token_mdp import TokenBatch, TokenStats
 from .iqlearn_shared import IQLearnLoss, IQLearnOptions
+
+_PEERS = {
+    "dft": (
+        "DFT",
+        {
+            "title": "On the Generalization of SFT: A Reinforcement Learning Perspective with Reward Rectification",
+            "id": "2508.05629",
+        },
+    ),
+    "gem": (
+        "GEM",
+        {"title": "Preserving Diversity in Supervised Fine-Tuning of Large Language Models", "id": "2408.16673"},
+    ),
+}
 
 
 @dataclass
 class IQLearnConfig(IQLearnOptions, SFTConfig):
     """SFTConfig with the options of IQLearn (arXiv 2409.01369); everything of SFTConfig keeps its meaning.
 
-    `td_coef=0` and `entropy_coef=0` is SFT. Example: `IQLearnConfig("runs/iqlearn", td_coef=0.1)`.
+    `td_coef=0` and `entropy_coef=0` is SFT; `objective="dft"` and `objective="gem"` are other losses on the same data.
+    Example: `IQLearnConfig("runs/iqlearn", td_coef=0.1)`.
     """
 
     mask_after_eos: bool | None = field(
@@ -37,7 +52,7 @@ class IQLearnConfig(IQLearnOptions, SFTConfig):
         super().__post_init__()
         self.check_iqlearn_options()
         if self.loss_type != "nll":
-            raise UserError(f"loss_type={self.loss_type!r} is another loss than IQLearn's; leave it at 'nll'.")
+            raise UserError(f"loss_type={self.loss_type!r} is SFTTrainer's; leave it at 'nll', and set objective.")
         if self.mask_after_eos is None:
             self.mask_after_eos = self.td_coef > 0
 
@@ -49,6 +64,10 @@ class IQLearnTrainer(IQLearnLoss, SFTTrainer):
     PEFT, gradient checkpointing, accelerate. With `td_coef=0` its loss is SFTTrainer's. Beside TRL's metrics it logs
     `td_coef`, `td_error` (mean |delta|, nats), `reward` (mean delta), `value_first` (V of the first state),
     `value_gap` (V minus the NLL still to come: 0 when calibrated) and `nll`.
+
+    With `objective="dft"` or `"gem"` the loss is that of `inverselm.objectives`, and `probability` or `gem` is logged.
+    Neither is a likelihood: `nll`, `entropy` and `mean_token_accuracy` are those of the model at temperature 1 for
+    every objective, so compare runs by `eval_nll`, which is what SFTTrainer has as `eval_loss`.
 
     Raises:
         UserError: a vision dataset, a `compute_loss_func`, sequence parallelism, or "wrapped" packing of conversations
@@ -80,7 +99,9 @@ class IQLearnTrainer(IQLearnLoss, SFTTrainer):
             raise UserError(f"IQLearnTrainer needs an IQLearnConfig, not {type(args).__name__}.")
         if compute_loss_func is not None:
             raise UserError("IQLearnTrainer has its own loss; drop compute_loss_func or use SFTTrainer.")
-        self._template_suffix: list[int] = []
+        if args.objective != "iqlearn":  # what the model card says
+            self._name, self._paper = _PEERS[args.objective]
+            self._tag_names = ["trl", "inverselm", args.objective]
         super().__init__(
             model,
             args=args,
@@ -136,23 +157,33 @@ class IQLearnTrainer(IQLearnLoss, SFTTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Loss of one micro-batch, normalised by the global number of actions `num_items_in_batch`."""
-        batch = self._token_batch(inputs)
-        own = {"input_ids", "labels", "attention_mask", "position_ids"}
-        forward = {k: v for k, v in inputs.items() if k not in own}
+        batch, per_token = self.loss_batch(inputs)
+        read = {"input_ids", "labels", "attention_mask", "position_ids", "own"}
+        forward = {k: v for k, v in inputs.items() if k not in read}
         if self.aux_loss_enabled:
             forward["output_router_logits"] = True
-        loss, stats, outputs = self.batch_loss(model, batch, num_items_in_batch, with_logits=return_outputs, **forward)
+        loss, stats, outputs = self.batch_loss(
+            model, batch, num_items_in_batch, with_logits=return_outputs, per_token=per_token, **forward
+        )
         value, metrics = loss
         if self.aux_loss_enabled:
             steps = self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1
             value = value + self.router_aux_loss_coef * outputs.aux_loss.to(value.device) / steps
             metrics["aux_loss"] = outputs.aux_loss.detach()
         mode = "train" if self.model.training else "eval"
-        tokens = self.record(batch, stats, metrics)
+        tokens = self.record_loss(inputs, batch, stats, metrics)
         if mode == "train":
             self._total_train_tokens += tokens // self._tp_size
         self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
         return (value, outputs) if return_outputs else value
+
+    def loss_batch(self, inputs: dict[str, Any]) -> tuple[TokenBatch, dict[str, Tensor]]:
+        """What the loss is taken over, with (B, T) numbers that the objective takes by name."""
+        return self._token_batch(inputs), {}
+
+    def record_loss(self, inputs: dict[str, Any], batch: TokenBatch, stats: TokenStats, metrics: dict[str, Any]) -> int:
+        """Keep the metrics of a micro-batch for the log; returns the global token count."""
+        return self.record(batch, stats, metrics)
 
     def _token_batch(self, inputs: dict[str, Any]) -> TokenBatch:
         packed = "attention_mask" not in inputs
