@@ -96,3 +96,17 @@ def desk(bench, tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     return tmp_path
+
+
+@pytest.fixture
+def sampled(desk) -> list[dict]:
+    """Three answers to each of eight prompts, right or wrong, one of them cut, one of other ids than its text's."""
+    rows = []
+    for i, row in enumerate(SUMS[:8]):
+        result = row["completion"].removeprefix(" It is ").removesuffix(".")
+        for k, text in enumerate((row["completion"], " It is 99.", f" It is {result}, I think.")):
+            rows.append({"prompt": row["prompt"], "completion": text, "reference": row["completion"], "finished": True})
+            rows[-1]["score"] = (k != 1) + 0.1 * i + 0.01 * k
+    rows[4]["finished"] = False
+    write_jsonl(desk / "sampled.jsonl", rows)
+    return rows

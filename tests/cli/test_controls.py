@@ -2,12 +2,15 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file
 
 from inverselm.cli import dpr, finetune
+from inverselm.cli.baselines import BaselineArguments, check_baselines, set_late_baselines_aside
 from inverselm.cli.main import main
+from inverselm.errors import UserError
 from inverselm.scorers.markers import write_marker
 
 from .conftest import SUMS, write_jsonl
@@ -93,7 +96,7 @@ def test_early_stopped_sft(desk, capsys):
     assert "baseline" not in facts
     assert marker(desk / "run/baseline")["role"] == "late_baseline"
     out = capsys.readouterr().out
-    assert f"is that of step {best}: no later than the baseline's step 20" in out
+    assert f"is that of step {best}: no later than run/baseline (step 20)" in out
     assert "inverselm dpr" not in out
     score = ["score", "--model_name_or_path", "run", "--prompt", "2+2=", "--completion", " 4"]
     assert main(score) == 2
@@ -102,7 +105,29 @@ def test_early_stopped_sft(desk, capsys):
 
 
 @pytest.mark.slow
-def test_dft_through_trl(desk):
+def test_every_baseline_later_than_the_best_checkpoint_is_set_aside(desk, capsys):
+    """The best step is early: only the baseline of step 2 is an earlier checkpoint."""
+    write_jsonl(desk / "valid.jsonl", [{**row, "completion": " It was zqxjkv."} for row in SUMS[:4]])
+    flags = ["--eval_strategy", "steps", "--eval_steps", "2", "--save_strategy", "steps", "--save_steps", "2"]
+    flags += ["--load_best_model_at_end", "True", "--metric_for_best_model", "eval_loss"]
+    flags += ["--extra_baseline_fractions", "0.05", "0.75", "--ema_baseline_decay", "0.5"]
+    argv = sft("run", "--eval_dataset_name", "valid.jsonl", *flags, "--max_steps", "40", "--learning_rate", "1e-2")
+    assert main(argv) == 0
+    run, out = desk / "run", capsys.readouterr().out
+    best = marker(run)["best_step"]
+    assert 2 < best < 20
+    roles = {folder.name: marker(folder)["role"] for folder in run.glob("baseline*")}
+    late = "late_baseline"
+    assert roles == {"baseline": late, "baseline-5": "baseline", "baseline-75": late, "baseline-ema": late}
+    assert marker(run)["more_baselines"] == ["baseline-5"]
+    assert marker(run / "baseline-75")["best_step"] == best
+    assert "no later than run/baseline (step 20), run/baseline-75 (step 30), run/baseline-ema (up to step 40)" in out
+    assert "Wrote run/baseline-5: another baseline." in out
+    assert "Wrote run/baseline-75" not in out
+
+
+@pytest.mark.slow
+def test_dft(desk):
     assert main(sft("dft", "--loss_type", "dft", "--logging_steps", "1")) == 0
     assert main(sft("nll", "--logging_steps", "1")) == 0
     first = [next(entry["loss"] for entry in log(desk / name) if "loss" in entry) for name in ("dft", "nll")]
@@ -170,6 +195,40 @@ def test_what_is_refused(desk, capsys, monkeypatch, argv, message):
     assert error.count("\n") == 1
     assert not (desk / "x").exists()
     assert not (desk / "policy").exists()
+
+
+@pytest.mark.parametrize(
+    ("best", "late"),
+    [
+        (None, []),
+        (8, []),
+        (7, ["baseline-ema"]),
+        (4, ["baseline", "baseline-ema"]),
+        (2, ["baseline", "baseline-25", "baseline-ema"]),
+    ],
+)
+def test_which_baselines_are_late(tmp_path, best, late):
+    """A run of 8 steps: a baseline has to be earlier than the best step, an average to hold nothing from after it."""
+    for name, facts in (("baseline", {"step": 4}), ("baseline-25", {"step": 2}), ("baseline-ema", {"step": 8})):
+        (tmp_path / name).mkdir()
+        write_marker(tmp_path / name, "baseline", **facts, **({"ema_decay": 0.5} if "ema" in name else {}))
+    args = SimpleNamespace(output_dir=str(tmp_path), load_best_model_at_end=best is not None)
+    process = SimpleNamespace(is_main_process=True, wait_for_everyone=lambda: None)
+    trainer = SimpleNamespace(args=args, state=SimpleNamespace(best_global_step=best), accelerator=process)
+    lines = set_late_baselines_aside(trainer, BaselineArguments(extra_baseline_fractions=[0.25]))
+    assert sorted(f.name for f in tmp_path.iterdir() if marker(f)["role"] == "late_baseline") == late
+    assert bool(lines) == bool(late)
+    assert all(name in lines[0] for name in late)
+
+
+@pytest.mark.parametrize(("given", "found"), [(0.25, [0.25]), ("0.25", [0.25]), ([0.25, "0.75"], [0.25, 0.75])])
+def test_fractions_of_a_config_file(given, found):
+    """YAML has one number where the command line has a list."""
+    data = BaselineArguments(extra_baseline_fractions=given)
+    check_baselines(data, None)
+    assert data.extra_baseline_fractions == found
+    with pytest.raises(UserError, match="extra_baseline_fractions holds 'half', which is no number"):
+        check_baselines(BaselineArguments(extra_baseline_fractions=["half"]), None)
 
 
 def test_a_baseline_set_aside_is_not_found(desk, capsys):

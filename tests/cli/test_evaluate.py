@@ -1,4 +1,4 @@
-"""`inverselm evaluate`: its rows and files, how it goes on, what it refuses to mix."""
+"""`inverselm evaluate`: its rows and files, for models and samplers of every kind."""
 
 import csv
 import json
@@ -6,45 +6,13 @@ import shutil
 
 import pytest
 
-from helpers.processes import kill, start, wait_for
-from inverselm.cli import evaluation_folder
 from inverselm.cli.evaluate import default_labels
 from inverselm.cli.fingerprints import model_fingerprint
 from inverselm.cli.main import main
 from inverselm.evaluation import evaluate
-from inverselm.evaluation.sampling import Runner
 
-from .conftest import SUMS, write_jsonl
-
-SHORT = ["--device", "cpu", "--max_new_tokens", "5", "--batch_size", "4", "--num_samples", "2"]
-ARGV = ["evaluate", "--model_name_or_path", "sft", "--dataset_name", "prompts.jsonl", "--task", "exact_match", *SHORT]
-
-
-def argv(*more, out="out"):
-    return [*ARGV, "--output_dir", out, *more]
-
-
-def lines(path):
-    return [json.loads(line) for line in open(path, encoding="utf-8")]
-
-
-def tree(folder):
-    """Every file's content."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
-def stopping(monkeypatch, at):
-    """Ctrl-C in the `at`-th batch from now; counts the batches that were sampled."""
-    real, calls = Runner.run, []
-
-    def interrupted(self, *args):
-        calls.append(args)
-        if len(calls) == at:
-            raise KeyboardInterrupt
-        return real(self, *args)
-
-    monkeypatch.setattr(Runner, "run", interrupted)
-    return calls
+from .conftest import write_jsonl
+from .evaluate_bench import SHORT, argv, lines
 
 
 def test_one_row_for_each_model_and_sampler(desk, capsys):
@@ -81,142 +49,6 @@ def test_one_row_for_each_model_and_sampler(desk, capsys):
     assert "inverselm compare --runs sft=out/samples/sft/greedy.jsonl baseline=out/samples/baseline/greedy.jsonl" in out
     assert main(argv(out="one")) == 0
     assert "inverselm score --model_name_or_path <SFT folder> --dataset_name one/" in capsys.readouterr().out
-
-
-def test_ctrl_c_and_resume(desk, capsys, monkeypatch):
-    more = ["--samplers", "greedy", "T=1.0", "best_of=3", "--labels", "it"]
-    assert main(argv(*more, out="whole")) == 0
-    whole = capsys.readouterr().out
-    calls = stopping(monkeypatch, at=4)  # of 2 + 3 + 6 batches
-    assert main(argv(*more)) == 130
-    assert "The same command with --resume continues out." in capsys.readouterr().err
-    assert sorted(p.name for p in (desk / "out/samples/it").iterdir()) == [
-        "T=1.0.jsonl.unfinished",
-        "T=1.0.jsonl.unfinished.json",
-        "greedy.jsonl",
-    ]
-    assert not (desk / "out/results.json").exists()
-    assert main(argv(*more)) == 2
-    assert "the folder is not empty; pass --resume to continue it" in capsys.readouterr().err
-    assert main(argv(*more, "--resume")) == 0
-    assert len(calls) == 4 + 2 + 6, "one batch of the half-done pair is kept"
-    assert tree(desk / "out") == tree(desk / "whole")
-    assert capsys.readouterr().out == whole.replace("whole", "out")
-    assert main(argv(*more, "--resume")) == 0
-    assert len(calls) == 12, "all is done"
-    assert tree(desk / "out") == tree(desk / "whole")
-
-
-@pytest.mark.slow
-def test_a_killed_process_is_continued(desk, capsys):
-    write_jsonl(desk / "many.jsonl", [{"prompt": s["prompt"], "answer": s["completion"]} for s in SUMS])
-    more = ["--dataset_name", "many.jsonl", "--samplers", "greedy", "T=1.0", "--max_new_tokens", "40"]
-    assert main(argv(*more, out="whole")) == 0
-    process = start("-m", "inverselm", *argv(*more), log=desk / "log")
-    try:
-        wait_for(desk / "out/samples/sft/T=1.0.jsonl.unfinished.json", process, desk / "log")
-    finally:
-        kill(process)
-    assert (desk / "out/samples/sft/T=1.0.jsonl.unfinished").exists(), "killed in the middle of a pair"
-    assert main(argv(*more, "--resume")) == 0
-    assert tree(desk / "out") == tree(desk / "whole")
-
-
-def test_what_a_kill_leaves_behind_is_no_sample(desk, capsys, monkeypatch):
-    assert main(argv("--samplers", "T=1.0", out="whole")) == 0
-    calls = stopping(monkeypatch, at=3)
-    assert main(argv("--samplers", "T=1.0")) == 130
-    with open("out/samples/sft/T=1.0.jsonl.unfinished", "a", encoding="utf-8") as stream:
-        stream.write('{"example": 0, "half a')
-    assert main(argv("--samplers", "T=1.0", "--resume")) == 0
-    assert len(calls) == 4
-    assert tree(desk / "out") == tree(desk / "whole")
-    # killed between the first batch and its note; and after the finished file got its name
-    assert main(argv("--samplers", "T=1.0", out="early")) == 0
-    (desk / "early/samples/sft/T=1.0.jsonl").rename(desk / "early/samples/sft/T=1.0.jsonl.unfinished")
-    assert main(argv("--samplers", "T=1.0", "--resume", out="early")) == 0
-    assert tree(desk / "early") == tree(desk / "whole")
-
-
-def test_more_models_and_samplers_may_come(desk, monkeypatch):
-    assert main(argv("--samplers", "greedy")) == 0
-    calls = stopping(monkeypatch, at=-1)
-    more = ["--model_name_or_path", "sft", "sft/baseline", "--samplers", "greedy", "beam=2"]
-    assert main(argv(*more, "--resume")) == 0
-    assert len(calls) == 3 + 2 + 3, "greedy of the first model was there"
-    assert set(json.loads((desk / "out/run.json").read_text())["models"]) == {"sft", "baseline"}
-    assert len(json.loads((desk / "out/results.json").read_text())["rows"]) == 4
-    assert main(argv(*more, out="whole")) == 0
-    assert tree(desk / "out") == tree(desk / "whole")
-    assert main(argv("--samplers", "greedy", "--resume")) == 0
-    assert set(json.loads((desk / "out/run.json").read_text())["models"]) == {"sft", "baseline"}, "still known"
-
-
-def test_nothing_is_mixed(desk, capsys, monkeypatch):
-    for name in ("a", "b"):
-        shutil.copytree("sft", name)
-    first = argv("--model_name_or_path", "a", "--samplers", "greedy")
-    assert main(first) == 0
-    before = tree(desk / "out")
-
-    def refused(*more):
-        capsys.readouterr()
-        assert main([*first, "--resume", *more]) == 2
-        assert tree(desk / "out") == before
-        return capsys.readouterr().err
-
-    assert "out was made with seed 0, and now it is 1; nothing is mixed" in refused("--seed", "1")
-    assert "with batch_size 4, and now it is 8" in refused("--batch_size", "8")
-    assert "with num_samples 2, and now it is 3" in refused("--num_samples", "3")
-    assert "with max_new_tokens 5, and now it is 6" in refused("--max_new_tokens", "6")
-    assert "with dtype auto, and now it is bfloat16" in refused("--dtype", "bfloat16")
-    assert "with other rows" in refused("--dataset_split", "train[:5]")
-    assert "with another model 'a' (model.safetensors differs)" in refused(
-        "--model_name_or_path", "sft/baseline", "--labels", "a"
-    )
-    with monkeypatch.context() as patch:
-        patch.setattr(evaluation_folder, "__version__", "9.9")
-        assert ", and this is 9.9; nothing is mixed" in refused()
-    same = ["--model_name_or_path", "b", "--labels", "a"]
-    assert main([*first, "--resume", *same]) == 0, "a copy of the files is the same model"
-    weights = desk / "a/model.safetensors"
-    content = bytearray(weights.read_bytes())
-    content[-1] ^= 1
-    weights.write_bytes(bytes(content))
-    assert "another model 'a' (model.safetensors differs)" in refused()
-    rows = lines("prompts.jsonl")
-    (desk / "prompts.jsonl").unlink()
-    write_jsonl(desk / "prompts.jsonl", [{**row, "answer": row["answer"] + "!"} for row in rows])
-    assert "with other rows" in refused(*same)
-
-
-def test_a_changed_task_measures_the_same_samples_anew(desk, capsys, monkeypatch):
-    (desk / "own.py").write_text("def size(completion, references, row):\n    return len(completion)\n")
-    more = ["--task", "own.py:size", "--samplers", "T=1.0"]
-    assert main(argv(*more)) == 0
-    before = lines("out/samples/sft/T=1.0.jsonl")
-    assert [r["metrics"] for r in before] == [{"size": float(len(r["completion"]))} for r in before]
-    calls = stopping(monkeypatch, at=-1)
-    (desk / "own.py").write_text("def size(completion, references, row):\n    return -len(completion)\n")
-    assert main(argv(*more, "--resume")) == 0
-    after = lines("out/samples/sft/T=1.0.jsonl")
-    assert after == [{**r, "metrics": {"size": -r["metrics"]["size"]}} for r in before]
-    assert not calls
-    assert main(argv("--samplers", "T=1.0", "--resume")) == 0
-    assert json.loads((desk / "out/results.json").read_text())["main_metric"] == "exact_match"
-    assert not calls
-
-
-def test_a_failing_function_loses_no_samples(desk, capsys, monkeypatch):
-    source = "def f(completion, references, row):\n    return {}\n"
-    (desk / "own.py").write_text(source.format("1 / (completion in references)"))
-    more = ["--task", "own.py:f", "--samplers", "greedy"]
-    assert main(argv(*more)) == 2
-    assert "--task f: failed on" in capsys.readouterr().err
-    (desk / "own.py").write_text(source.format("1.0"))
-    calls = stopping(monkeypatch, at=-1)
-    assert main(argv(*more, "--resume")) == 0
-    assert not calls, "all had been sampled"
 
 
 def test_config_file_and_labels(desk, capsys):
@@ -282,19 +114,6 @@ def test_best_of_n_by_a_token_reward(desk, reward, kind):
     assert fingerprint["kind"] == kind
 
 
-def test_another_reward_is_not_mixed_in(desk, capsys):
-    more = ["--samplers", "best_of=2,by=sum_reward"]
-    assert main(argv("--samplers", "greedy")) == 0
-    assert main(argv(*more, "--resume", "--reward", "sft")) == 0, "the first reward of the folder"
-    shutil.copytree("sft", "moved")
-    assert main(argv(*more, "--resume", "--reward", "moved")) == 0
-    capsys.readouterr()
-    assert main(argv(*more, "--resume", "--reward", "sft/baseline:sft")) == 2
-    assert "with another reward (0 model.safetensors differs)" in capsys.readouterr().err
-    assert main(argv("--samplers", "greedy", "--resume")) == 0
-    assert json.loads((desk / "out/run.json").read_text())["reward"]["kind"] == "log_ratio", "still known"
-
-
 def test_adapters(desk, capsys):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -354,94 +173,6 @@ def test_the_default_length_fits_all_models(desk, capsys):
     (desk / "short/config.json").write_text(json.dumps({**config, "max_position_embeddings": 40}))
     assert main([*bare, "--model_name_or_path", "sft", "short", "--output_dir", "two"]) == 0
     assert json.loads((desk / "two/run.json").read_text())["settings"]["max_new_tokens"] == length - 56
-
-
-def test_overwrite_replaces_an_evaluation_and_nothing_else(desk, capsys):
-    assert main(argv("--samplers", "greedy", "T=1.0")) == 0
-    (desk / "out/notes.txt").write_text("mine")
-    assert main(argv("--samplers", "greedy", "--overwrite", "--seed", "5")) == 0
-    assert [p.name for p in (desk / "out/samples/sft").iterdir()] == ["greedy.jsonl"]
-    assert (desk / "out/notes.txt").exists()
-    (desk / "other").mkdir()
-    (desk / "other/thesis.txt").write_text("mine")
-    capsys.readouterr()
-    assert main(argv("--overwrite", out="other")) == 2
-    assert "holds something else than an evaluation" in capsys.readouterr().err
-    again = argv("--overwrite", "--dataset_name", "out/samples/sft/greedy.jsonl")
-    assert main(again) == 2
-    assert "lies in out/samples, which would be removed" in capsys.readouterr().err
-    assert (desk / "out/samples/sft/greedy.jsonl").exists()
-
-
-def test_changed_samples_are_noticed(desk, capsys):
-    assert main(argv("--samplers", "greedy")) == 0
-    file = desk / "out/samples/sft/greedy.jsonl"
-    content = file.read_text().splitlines(keepends=True)
-    file.write_text("".join(content[:-1]))
-    assert main(argv("--samplers", "greedy", "--resume")) == 2
-    assert "has 5 answers in place of 6; delete it" in capsys.readouterr().err
-    file.write_text("".join(content)[:-20])
-    assert main(argv("--samplers", "greedy", "--resume")) == 2
-    assert "greedy.jsonl was changed" in capsys.readouterr().err
-    file.unlink()
-    assert main(argv("--samplers", "greedy", "--resume")) == 0
-    assert file.read_text() == "".join(content)
-
-
-CASES = [
-    ("--model_name_or_path ./none", "./none: no such folder"),
-    ("--model_name_or_path sft corrupt", "corrupt: model.safetensors is damaged"),
-    ("--model_name_or_path noeos", "no end-of-sequence token"),
-    ("--model_name_or_path sft sft", "the label 'sft' stands for two models"),
-    ("--labels a b", "--labels names 2 of 1 models"),
-    ("--dataset_name none.jsonl", "none.jsonl: no such file"),
-    ("--dataset_name columns.jsonl", "rename 'question' to 'prompt'"),
-    ("--dataset_name talk.jsonl", "no chat template"),
-    ("--reference_column target", "line 1: has no reference: it needs 'target', but has 'answer'"),
-    ("--task gsm8k", "prompts.jsonl: line 1: the reference answer ' It is 5.' is not a number"),
-    ("--task poetry", "unknown task 'poetry'"),
-    ("--task none.py:f", "--task none.py:f: no such file none.py"),
-    ("--samplers beam=4,T=1", "sampler beam=4,T=1: beam search does not sample"),
-    ("--samplers T=hot", "T is 'hot', not a number"),
-    ("--samplers best_of=4,by=sum_reward", "chooses by a reward; pass --reward <SFT folder>"),
-    ("--reward sft", "--reward has no part in these samplers"),
-    ("--samplers best_of=4,by=sum_reward --reward nobase", "No baseline found in nobase"),
-    ("--samplers best_of=4,by=sum_reward --reward sft:", "write SFT or SFT:BASELINE"),
-    ("--samplers best_of=4,by=sum_reward --reward sft:sft", "are the same, sft"),
-    ("--samplers best_of=4,by=sum_reward --reward othertok", "have different tokenizers"),
-    ("--samplers greedy,calculator --calculator with", "leave one of them out"),
-    ("--samplers beam=2 --calculator with", "beam search does not work with --calculator with"),
-    ("--calculator sometimes", "invalid choice: 'sometimes'"),
-    ("--max_new_tokens 90", "prompts.jsonl: line 2: the prompt has 13 tokens|or lower --max_new_tokens to"),
-    ("--max_new_tokens 0", "--max_new_tokens is 0"),
-    ("--num_samples 0", "--num_samples is 0"),
-    ("--batch_size -1", "--batch_size is -1"),
-    ("--output_dir file", "--output_dir file: is a file"),
-    ("--output_dir sft", "--output_dir sft: the folder is not empty; choose another folder"),
-    ("--resume", "--resume: new holds no evaluation to continue"),
-    ("--resume --overwrite", "--overwrite starts anew and --resume goes on"),
-    ("--device cuda:99", "--device cuda:99: not available"),
-    ("--sampler greedy", "unknown flag --sampler (did you mean --samplers?)"),
-]
-
-
-@pytest.mark.parametrize(("flags", "message"), CASES)
-def test_bad_input_ends_in_one_line_and_writes_nothing(desk, capsys, flags, message):
-    before = sorted(p.name for p in desk.iterdir())
-    assert main([*argv(out="new"), *flags.split()]) == 2
-    captured = capsys.readouterr()
-    assert captured.err.count("\n") == 1
-    assert captured.err.startswith("inverselm evaluate: error: ")
-    for part in message.split("|"):
-        assert part in captured.err
-    assert sorted(p.name for p in desk.iterdir()) == before
-
-
-@pytest.mark.parametrize("missing", ["--model_name_or_path", "--dataset_name", "--task"])
-def test_what_must_be_named(desk, capsys, missing):
-    at = ARGV.index(missing)
-    assert main([*ARGV[:at], *ARGV[at + 2 :]]) == 2
-    assert f"pass {missing}" in capsys.readouterr().err
 
 
 def test_a_task_of_ones_own_that_is_a_class(desk):

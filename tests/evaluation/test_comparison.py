@@ -12,7 +12,7 @@ from scipy import stats
 from inverselm.errors import UserError
 from inverselm.evaluation import Estimate, compare_runs, comparison, corpus
 from inverselm.evaluation.comparison import adjust, mean_score, two_way_error
-from inverselm.evaluation.corpus import corpus_score, corpus_statistics, sentence_score
+from inverselm.evaluation.corpus import CorpusScore
 
 
 def pair(prompts=60, effect=0.0, seed=0, seeds=None):
@@ -196,27 +196,28 @@ BAD = ["the dog sat on a mat", "a dog walked home fast", "all went to a new town
 @pytest.mark.parametrize("name", ["bleu", "chrf"])
 def test_corpus_scores_are_sacrebleus(name):
     sacrebleu = pytest.importorskip("sacrebleu")
-    counts = np.array(corpus_statistics(name, BAD, [[r] for r in REFERENCES]))
+    scorer = CorpusScore(name)
+    counts = np.array([scorer.counts(text, [r]) for text, r in zip(BAD, REFERENCES, strict=True)])
     for rows in ([0, 1, 2, 3], [0, 0, 2], [1]):
         expected = getattr(sacrebleu, f"corpus_{name}")([BAD[i] for i in rows], [[REFERENCES[i] for i in rows]])
-        assert corpus_score(name, counts[rows].sum(axis=0)) == pytest.approx(expected.score)
+        assert scorer.score(counts[rows].sum(axis=0)) == pytest.approx(expected.score)
     both = np.stack([counts.sum(axis=0), counts[:2].sum(axis=0)])
-    assert corpus_score(name, both[:, None]).shape == (2, 1)
-    several = corpus_statistics(name, ["a cat sat"], [["the cat sat", "a cat lay"]])
+    assert scorer.score(both[:, None]).shape == (2, 1)
+    several = scorer.counts("a cat sat", ["the cat sat", "a cat lay"])
     expected = getattr(sacrebleu, f"corpus_{name}")(["a cat sat"], [["the cat sat"], ["a cat lay"]])
-    assert corpus_score(name, np.array(several)[0]) == pytest.approx(expected.score)
+    assert scorer.score(several) == pytest.approx(expected.score)
     own = sacrebleu.sentence_bleu if name == "bleu" else sacrebleu.sentence_chrf
-    assert sentence_score(name, BAD[0], [REFERENCES[0]]) == pytest.approx(own(BAD[0], [REFERENCES[0]]).score)
+    assert scorer.sentence(BAD[0], [REFERENCES[0]]) == pytest.approx(own(BAD[0], [REFERENCES[0]]).score)
 
 
 def test_bleu_resamples_prompts_and_not_sentence_scores():
     sacrebleu = pytest.importorskip("sacrebleu")
+    scorer = CorpusScore("bleu")
     tables = {
-        name: np.array([corpus_statistics("bleu", texts * 3, [[r] for r in REFERENCES * 3])])
+        name: np.array([[scorer.counts(text, [r]) for text, r in zip(texts * 3, REFERENCES * 3, strict=True)]])
         for name, texts in (("bad", BAD), ("good", GOOD))
     }
-    score = lambda sums: corpus_score("bleu", sums)
-    [found] = compare_runs(tables, score=score, metric="bleu", n=300, seed=3)
+    [found] = compare_runs(tables, score=scorer.score, metric="bleu", n=300, seed=3)
     bleu = lambda texts, rows: (
         sacrebleu.corpus_bleu([texts[i % 4] for i in rows], [[REFERENCES[i % 4] for i in rows]]).score
     )
@@ -228,7 +229,7 @@ def test_bleu_resamples_prompts_and_not_sentence_scores():
     drawn = [bleu(GOOD, np.repeat(every, w)) - bleu(BAD, np.repeat(every, w)) for w in weights]
     assert found.difference[1:] == pytest.approx(np.quantile(drawn, [0.025, 0.975]))
     swaps = (np.arange(2**12)[:, None] >> np.arange(12)) & 1
-    [exact] = compare_runs(tables, score=score, metric="bleu", n=2**12)
+    [exact] = compare_runs(tables, score=scorer.score, metric="bleu", n=2**12)
     permuted = []
     for swap in swaps[::37]:  # a sample of all the ways, each counted with the texts themselves
         mixed = [(BAD if s else GOOD)[i % 4] for i, s in enumerate(swap)]

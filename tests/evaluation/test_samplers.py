@@ -28,6 +28,21 @@ from inverselm.evaluation.samplers import Sampler, parse_sampler, parse_samplers
         ({"T": 0.5, "top_p": 0.9}, Sampler(temperature=0.5, top_p=0.9), "T=0.5,top_p=0.9"),
         ({"num_beams": 4}, Sampler(temperature=0.0, num_beams=4), "beam=4"),
         ({"greedy": True}, Sampler(temperature=0.0), "greedy"),
+        ("guided=0.5", Sampler(guidance_weight=0.5), "T=1.0,guided=0.5"),
+        ("guided=-.25,T=0.7", Sampler(temperature=0.7, guidance_weight=-0.25), "T=0.7,guided=-0.25"),
+        ("greedy,guided=1", Sampler(temperature=0.0, guidance_weight=1.0), "greedy,guided=1.0"),
+        (
+            "guided=1,beam=4,length_penalty=0.6",
+            Sampler(temperature=0.0, num_beams=4, length_penalty=0.6, guidance_weight=1.0),
+            "beam=4,length_penalty=0.6,guided=1.0",
+        ),
+        (
+            "best_of=8,guided=0.5,by=sum_reward,calculator",
+            Sampler(best_of=8, by="sum_reward", calculator=True, guidance_weight=0.5),
+            "best_of=8,T=1.0,by=sum_reward,calculator,guided=0.5",
+        ),
+        ({"T": 1, "guidance_weight": 2}, Sampler(guidance_weight=2.0), "T=1.0,guided=2.0"),
+        ("T=0.5,guided=0", Sampler(temperature=0.5), "T=0.5"),
     ],
 )
 def test_notation(text, expected, name):
@@ -65,6 +80,14 @@ def test_notation(text, expected, name):
         ("T=1,by=sum_reward", "by=sum_reward belongs to best_of"),
         ("best_of=4,by=luck", "by=luck is unknown; choose mean_log_prob, sum_log_prob, mean_reward, sum_reward"),
         (3, "sampler 3: is no text"),
+        ("guided", "guided needs a value, such as guided=0.5"),
+        ("guided=far", "guided is 'far', not a number"),
+        ("guided=-1.5", "guided is -1.5; set it to a number of at least -1"),
+        ("guided=nan", "guided is nan"),
+        ("guided=inf", "guided is inf"),
+        ("guide=1", "'guide' is unknown; did you mean guided"),
+        ("greedy,guided=1,T=1", "greedy takes no other setting than calculator and guided"),
+        ("greedy,guided=1,guidance_weight=2", "guidance_weight is given twice"),
     ],
 )
 def test_what_makes_no_sense_is_refused_by_name(text, message):
@@ -72,6 +95,14 @@ def test_what_makes_no_sense_is_refused_by_name(text, message):
         parse_sampler(text)
     assert message in str(error.value)
     assert str(text) in str(error.value)
+
+
+def test_equal_samplers_have_equal_names():
+    whole = Sampler(temperature=1, top_p=1, guidance_weight=1)
+    assert whole == Sampler(guidance_weight=1.0)
+    assert whole.name == Sampler(guidance_weight=1.0).name == "T=1.0,guided=1.0"
+    beams = [Sampler(temperature=0, num_beams=2, length_penalty=penalty) for penalty in (2, 2.0)]
+    assert {sampler.name for sampler in beams} == {"beam=2,length_penalty=2.0"}
 
 
 def test_repetitions_run_once_in_order():

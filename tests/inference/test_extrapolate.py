@@ -270,3 +270,18 @@ def test_names_in_the_hubs_cache(pair, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     out = extrapolate(pair[0], "someone/base", 0.5, tmp_path / "out")
     check(out, *pair, 0.5)
+
+
+def test_the_working_directory_and_links_are_folders_too(pair, tmp_path, monkeypatch):
+    """An empty folder by any name: `.`, `..`, or a link to it."""
+    wanted = load_file(extrapolate(*pair, 0.5, tmp_path / "plain") / "model.safetensors")
+    for name in ("here", "above/below", "target"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "link").symlink_to("target")
+    for inside, given, where in (("here", ".", "here"), (".", "link", "target"), ("here", "../link/../other", "other")):
+        monkeypatch.chdir(tmp_path / inside)
+        extrapolate(*pair, 0.5, given)
+        found = load_file(tmp_path / where / "model.safetensors")
+        assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+    assert (tmp_path / "link").is_symlink()
+    assert not list(tmp_path.rglob("*.unfinished"))

@@ -183,3 +183,12 @@ def test_other_kinds_of_adapters_are_refused(tmp_path):
         text_tokenizer().save_pretrained(tmp_path / name)
     with pytest.raises(UserError, match="is a IA3 adapter, not LoRA"):
         extrapolate(tmp_path / "sft", tmp_path / "early", 0.5, tmp_path / "out")
+
+
+def test_an_adapter_without_usable_weights_is_refused(tmp_path):
+    save_base(tmp_path)
+    sft, baseline = save_adapter(tmp_path, "sft", 1), save_adapter(tmp_path, "old", 2)
+    (baseline / "adapter_model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"old: has no readable adapter_model\.safetensors"):
+        extrapolate(sft, baseline, 0.5, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

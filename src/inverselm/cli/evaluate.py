@@ -55,6 +55,13 @@ class EvaluateArguments:
             "help": "SFT or SFT:BASELINE: the token reward that best_of=8,by=sum_reward (or mean_reward) chooses by."
         },
     )
+    guided_by: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "The baseline of guided=0.5: one for all models, or one for each. Default: the one that `inverselm "
+            "sft` kept in each model's folder."
+        },
+    )
     calculator: str | None = field(
         default=None,
         metadata={
@@ -93,6 +100,8 @@ GUIDE = Help(
         "\\\n      --samplers greedy T=0.5 T=1.0 T=1.0,top_p=0.9 --output_dir eval",
         "inverselm evaluate --model_name_or_path runs/sft --dataset_name test.jsonl --task translation "
         "\\\n      --samplers greedy beam=4,length_penalty=0.6 best_of=8,T=1.0,by=sum_log_prob",
+        "inverselm evaluate --model_name_or_path runs/sft --dataset_name valid.jsonl --task g2p "
+        "\\\n      --samplers T=1.0 T=1.0,guided=0.5 T=1.0,guided=1",
         "inverselm evaluate --model_name_or_path runs/sft --dataset_name test.jsonl --task my_metrics.py:politeness",
     ),
 )
@@ -102,16 +111,18 @@ def run(command: str, argv: Sequence[str]) -> None:
     """Parse, check, sample, measure, write."""
     (args,) = parse(command, (EvaluateArguments,), argv, GUIDE)
     from .common import quiet_libraries
-    from .evaluation_models import check_models, check_reward
+    from .evaluation_models import check_guided, check_models, check_reward
     from .evaluation_run import interruptible, sweep
 
     quiet_libraries()
     _check_flags(args)
     task = load_task(args.task)
     samplers = _samplers(args)
-    inputs = [args.dataset_name, args.reward, *args.model_name_or_path]
+    inputs = [args.dataset_name, args.reward, *args.model_name_or_path, *args.guided_by]
     check_folder(args.output_dir, overwrite=args.overwrite, resume=args.resume, inputs=inputs)
     models = check_models(args)
+    if any(sampler.guidance_weight for sampler in samplers):
+        check_guided(args, models)
     examples = _examples(args, task)
     settings = _settings(args, models, examples, samplers)
     reward = check_reward(args, models) if args.reward else None
@@ -127,7 +138,7 @@ def run(command: str, argv: Sequence[str]) -> None:
 def _check_flags(args: Any) -> None:
     from .models import check_positive
 
-    for name in ("model_name_or_path", "labels", "samplers"):  # a YAML file may hold one of them as text
+    for name in ("model_name_or_path", "labels", "samplers", "guided_by"):  # a YAML file may hold one of them as text
         value = getattr(args, name)
         if isinstance(value, str | dict):
             setattr(args, name, value.split() if name == "samplers" and isinstance(value, str) else [value])
@@ -185,17 +196,21 @@ def _samplers(args: Any) -> list[Sampler]:
         raise UserError(f"sampler {by_reward[0]}: chooses by a reward; pass --reward <SFT folder>[:<baseline>]")
     if args.reward and not by_reward:
         raise UserError("--reward has no part in these samplers; write best_of=8,T=1.0,by=sum_reward, or leave it out")
+    if args.guided_by and not any(sampler.guidance_weight for sampler in samplers):
+        raise UserError("--guided_by has no part in these samplers; write T=1.0,guided=0.5, or leave it out")
     return samplers
 
 
 def _examples(args: Any, task: Task) -> list[Example]:
     from ..evaluation.examples import read_examples
+    from ..evaluation.summary import check_names
     from .data import check_demonstrations, load_rows
 
     rows = load_rows(args.dataset_name, split=args.dataset_split)
     check_demonstrations(rows, args.dataset_name, need="prompts")
     examples = read_examples(rows, task, reference_column=args.reference_column, source=args.dataset_name)
     task.prepare(examples)
+    check_names(task)
     if len(examples) < len(rows):
         count = sum(len(example.references) for example in examples)
         print(f"{len(rows):,} rows are {len(examples):,} prompts with {count:,} references.")
@@ -228,8 +243,9 @@ def _folder(
         "data": {"prompts": len(examples), "content": content_hash(examples)},
     }
     fingerprints = {model.label: model.fingerprint() for model in models}
+    baselines = {model.label: model.baseline_fingerprint() for model in models if model.baseline}
     fingerprint = reward.fingerprint() if reward else None
-    return EvaluationFolder(args.output_dir, facts, fingerprints, fingerprint, args.resume)
+    return EvaluationFolder(args.output_dir, facts, fingerprints, fingerprint, baselines, args.resume)
 
 
 def _report(args: Any, rows: list[Row], task: Task) -> None:

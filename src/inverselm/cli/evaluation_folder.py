@@ -57,6 +57,7 @@ class EvaluationFolder:
         facts: `settings` and `data`: what is the same for all pairs of model and sampler.
         models: label -> fingerprint.
         reward: fingerprint of the scorer's models, if there is one.
+        baselines: label -> fingerprint of the baseline that guided samplers go away from, if there are any.
         resume: continue; else start anew.
 
     Raises:
@@ -69,16 +70,18 @@ class EvaluationFolder:
         facts: dict[str, Any],
         models: dict[str, dict[str, str]],
         reward: dict[str, str] | None,
+        baselines: dict[str, dict[str, str]],
         resume: bool,
     ) -> None:
         self.path = Path(path).expanduser()
         self.facts: dict[str, Any] = json.loads(json.dumps(facts))
-        run = {"inverselm": __version__, **self.facts, "models": models, "reward": reward}
+        run = {"inverselm": __version__, **self.facts, "models": models, "reward": reward, "baselines": baselines}
         if resume:
             before = self._read_run()
             self._check_same(run, before)
             run["models"] = {**before["models"], **models}
             run["reward"] = reward or before["reward"]
+            run["baselines"] = {**before["baselines"], **baselines}
         self._run = run
 
     def start(self, overwrite: bool) -> None:
@@ -93,7 +96,7 @@ class EvaluationFolder:
     def _read_run(self) -> dict[str, Any]:
         try:
             run = json.loads((self.path / RUN).read_text(encoding="utf-8"))
-            return {"models": run["models"], "reward": run["reward"], **run}
+            return {"models": run["models"], "reward": run["reward"], "baselines": {}, **run}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"--resume: {self.path / RUN} is not readable; start anew in another folder") from error
 
@@ -108,9 +111,16 @@ class EvaluationFolder:
                 if earlier != value:
                     shown = "other rows" if group == "data" else f"{name} {earlier}, and now it is {value}"
                     raise UserError(f"{start} with {shown}{end}")
-        for label, fingerprint in run["models"].items():
-            if label in before["models"] and (changed := file_difference(fingerprint, before["models"][label])):
-                raise UserError(f"{start} with another model '{label}' ({changed} differs){end}")
+        labels = {safe_name(label): label for label in before["models"]}
+        for label in run["models"]:
+            known = labels.get(safe_name(label), label)
+            if known != label:
+                samples = self.path / SAMPLES / safe_name(label)
+                raise UserError(f"--resume: {samples} has answers of {known!r} where those of {label!r} would be{end}")
+        for kind, what in (("models", "model"), ("baselines", "baseline of")):
+            for label, fingerprint in run[kind].items():
+                if label in before[kind] and (changed := file_difference(fingerprint, before[kind][label])):
+                    raise UserError(f"{start} with another {what} '{label}' ({changed} differs){end}")
         if run["reward"] and before["reward"] and (changed := file_difference(run["reward"], before["reward"])):
             raise UserError(f"{start} with another reward ({changed} differs){end}")
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
 from .fingerprints import model_fingerprint
+from .guidance import check_guidance, load_guided
 from .models import check_model, check_reward_models, load_tokenizer, positions_of
 
 if TYPE_CHECKING:
@@ -28,23 +29,31 @@ class Candidate:
         name: folder or hub name.
         config: of the model (of an adapter's base).
         tokenizer: loaded already, as prompts are measured before anything else.
+        baseline: folder or hub name of what guided samplers go away from; None without them.
+        baseline_config: of that model.
     """
 
     label: str
     name: str
     config: Any
     tokenizer: Any
+    baseline: str | None = None
+    baseline_config: Any = None
 
     def fingerprint(self) -> dict[str, str]:
         """Hashes of its files."""
         return model_fingerprint(self.name, self.config)
 
-    def load(self, args: Any) -> Any:
-        """The model, on the device of the flags."""
-        from ..scorers import load_model
+    def baseline_fingerprint(self) -> dict[str, str]:
+        """Hashes of its baseline's files."""
+        assert self.baseline is not None, "see check_guided"
+        return model_fingerprint(self.baseline, self.baseline_config)
 
-        model: Any = load_model(self.name, dtype=args.dtype, trust_remote_code=args.trust_remote_code)
-        return model.to(args.device)
+    def load(self, args: Any, *, guided: bool = False) -> tuple[Any, Any]:
+        """The model, and its baseline if asked for (else None), on the device of the flags."""
+        baseline = self.baseline if guided else None
+        loading = {name: getattr(args, name) for name in ("device", "dtype", "trust_remote_code")}
+        return load_guided(self.name, baseline, **loading)
 
 
 @dataclass
@@ -100,6 +109,21 @@ def check_models(args: Any) -> list[Candidate]:
         check_tokenizer_has_eos(tokenizer, name)
         found.append(Candidate(label, name, config, tokenizer))
     return found
+
+
+def check_guided(args: Any, models: Sequence[Candidate]) -> None:
+    """Give each model the baseline that guided samplers go away from: `--guided_by`, or the one in its folder.
+
+    Raises:
+        UserError: a model without a baseline, one that does not fit, or more or fewer names than models.
+    """
+    named: list[str | None] = list(args.guided_by) or [None]
+    named = named * len(models) if len(named) == 1 else named
+    if len(named) != len(models):
+        raise UserError(f"--guided_by names {len(named)} baselines of {len(models)} models; name one, or one for each")
+    for model, name in zip(models, named, strict=True):
+        model.baseline = check_guidance(model.name, name, args.trust_remote_code)
+        model.baseline_config = check_model(model.baseline, "--guided_by", args.trust_remote_code)
 
 
 def check_reward(args: Any, models: Sequence[Candidate]) -> Reward:

@@ -45,7 +45,11 @@ def sweep(
                     runner = None  # the last model's memory is free before the next one's is taken
                     gc.collect()
                     scorer = reward.load(args) if reward else None
-                    runner, loaded = Runner(model.load(args), model.tokenizer, examples, settings, scorer), model
+                    guided = any(m is model and s.guidance_weight and not f.finished for m, s, f in pairs)
+                    policy, baseline = model.load(args, guided=guided)
+                    runner = Runner(policy, model.tokenizer, examples, settings, scorer, baseline)
+                    loaded = model
+                    del policy, baseline
                 assert runner is not None
                 batches, done = runner.batches(sampler), file.begin()
                 _skip(bar, sum(map(len, batches[:done])) * drawn)
@@ -57,6 +61,7 @@ def sweep(
             if not file.finished or measured != records:
                 file.finish(measured)
             shared = {"max_new_tokens": settings.max_new_tokens, "seed": settings.seed}
+            shared |= {"guided_by": model.baseline if sampler.guidance_weight else None}
             rows.append(summarise(measured, task, sampler, model=model.label, prompts=len(examples), settings=shared))
     return rows
 

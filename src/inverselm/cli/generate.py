@@ -184,32 +184,23 @@ def _room(rows: list[dict[str, Any]], tokenizer: Any, positions: int | None, arg
 def _baseline(args: Any) -> str | None:
     """The baseline that decoding is to go away from; None without guidance."""
     from ..inference.guided import check_weight
-    from .models import check_reward_models
+    from .guidance import check_guidance
 
     if args.guidance_weight is None:
         if args.guided_by is not None:
             raise UserError("--guided_by does nothing without --guidance_weight; set how far to go, 0.5 say")
         return None
     check_weight(args.guidance_weight, "--guidance_weight")
-    names = check_reward_models(args.model_name_or_path, args.guided_by, args.trust_remote_code, "--guided_by")
-    if len(names) > 1:
-        raise UserError(f"--guided_by {args.guided_by}: guided decoding takes one baseline")
-    return names[0]
+    return check_guidance(args.model_name_or_path, args.guided_by, args.trust_remote_code)
 
 
 def _load(args: Any, device: str) -> tuple[Any, Any]:
-    """The model and its baseline (None without guidance), which share their base if both are adapters."""
-    from ..scorers import load_adapters, load_model
-    from ..scorers.frozen import FrozenLM, adapter_base
+    """The model and its baseline; None without guidance."""
+    from .guidance import load_guided
 
+    baseline = args.guided_by if args.guidance_weight else None
     loading = {"dtype": args.dtype, "trust_remote_code": args.trust_remote_code}
-    names = [args.model_name_or_path, *([args.guided_by] if args.guidance_weight else [])]
-    bases = {adapter_base(name) for name in names}
-    if len(names) == 2 and len(bases) == 1 and None not in bases:
-        model, baseline = load_adapters(names, device=device, **loading)
-        return model.model, baseline
-    model, *others = (load_model(name, **loading).to(device) for name in names)
-    return model, FrozenLM(others[0]) if others else None
+    return load_guided(args.model_name_or_path, baseline, device=device, **loading)
 
 
 def _sample(model: Any, tokenizer: Any, prompts: list[Any], args: Any, seed_of: int, guided_by: Any = None) -> Any:

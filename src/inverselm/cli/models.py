@@ -101,7 +101,7 @@ def check_reward_models(
     if baselines is None:
         if not Path(sft).expanduser().is_dir():
             raise UserError(f"--model_name_or_path {sft}: a hub model brings no baseline; name one with {flag}")
-        names = [str(find_baseline(sft))]
+        names = [str(find_baseline(sft, flag))]
     else:
         names = [name.strip() for name in baselines.split(",") if name.strip()]
         if not names:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
+
+if TYPE_CHECKING:
+    from ..evaluation.corpus import CorpusScore
 
 SCORE_COLUMNS = ("score", "label", "right", "correct", "accuracy")
 REFERENCE_COLUMNS = ("reference", "references", "answer")
@@ -53,7 +57,6 @@ def number(value: Any, what: str) -> float:
 
 def metric_score(name: str, row: dict[str, Any], reference: Any, where: str) -> float:
     """The score of one answer against one or more references."""
-    from ..evaluation.corpus import sentence_score
     from ..evaluation.gsm8k import is_correct
 
     references = reference if isinstance(reference, list) else [reference]
@@ -67,7 +70,14 @@ def metric_score(name: str, row: dict[str, Any], reference: Any, where: str) -> 
             raise UserError(f"{where}: {error}") from error
     if name == "exact_match":
         return float(any(text.strip() == r.strip() for r in references))
-    return sentence_score(name, text, references)
+    return _corpus_score(name).sentence(text, references)
+
+
+@cache
+def _corpus_score(name: str) -> CorpusScore:
+    from ..evaluation.corpus import CorpusScore
+
+    return CorpusScore(name)
 
 
 def text_of(completion: Any) -> str:

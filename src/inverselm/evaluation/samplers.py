@@ -1,4 +1,4 @@
-"""Samplers in a few characters: `greedy`, `T=0.5`, `T=1.0,top_p=0.9`, `beam=4,length_penalty=0.6`, `best_of=8`."""
+"""Samplers in a few characters: `greedy`, `T=1.0,top_p=0.9`, `beam=4`, `best_of=8`, `greedy,guided=0.5`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["BEST_OF", "Sampler", "parse_sampler", "parse_samplers"]
 BEST_OF = ("mean_log_prob", "sum_log_prob", "mean_reward", "sum_reward")
 """What best-of-n can choose by: log pi of the policy at temperature 1, or a scorer's token rewards."""
 
-_ALIASES = {"temperature": "T", "num_beams": "beam"}
-_KEYS = ("T", "top_p", "beam", "length_penalty", "best_of", "by")
+_ALIASES = {"temperature": "T", "num_beams": "beam", "guidance_weight": "guided"}
+_KEYS = ("T", "top_p", "beam", "length_penalty", "best_of", "by", "guided")
 _FLAGS = ("greedy", "calculator")
 SYNTAX = (
     "greedy | T=0.5 | top_p=0.9 | T=1.0,top_p=0.9 | beam=4,length_penalty=0.6 | best_of=8,T=1.0[,by=sum_log_prob], "
-    "each also with ,calculator"
+    "each also with ,calculator or ,guided=0.5"
 )
 
 
@@ -36,6 +36,8 @@ class Sampler:
         best_of: more than 1 draws so many answers and keeps the best one.
         by: what the best is chosen by, one of `BEST_OF`.
         calculator: fill in the results of GSM8K's `<<a*b=` marks.
+        guidance_weight: w of guided decoding, at least -1; 0 is off. Answers come from pi^(1+w) / pi_baseline^w at each
+            token, which temperature, top_p and beams then act on.
 
     Raises:
         UserError: values out of range, or settings that do not go together.
@@ -52,6 +54,7 @@ class Sampler:
     best_of: int = 1
     by: str = "mean_log_prob"
     calculator: bool = False
+    guidance_weight: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf:
@@ -74,20 +77,24 @@ class Sampler:
             raise UserError(f"sampler: by={self.by} belongs to best_of; write best_of=8,T=1.0,by={self.by}")
         if self.calculator and self.num_beams > 1:
             raise UserError("sampler: the calculator does not work with beam search; leave one of them out")
+        if not -1 <= self.guidance_weight < math.inf:
+            raise UserError(f"sampler: guided is {self.guidance_weight}; set it to a number of at least -1")
 
     @property
     def name(self) -> str:
         """The sampler in its shortest notation: equal samplers have equal names."""
+        temperature, top_p, penalty = float(self.temperature), float(self.top_p), float(self.length_penalty)
         if self.num_beams > 1:
             parts = [f"beam={self.num_beams}"]
-            parts += [f"length_penalty={self.length_penalty}"] if self.length_penalty != 1 else []
+            parts += [f"length_penalty={penalty}"] if penalty != 1 else []
         elif self.temperature == 0:
             parts = ["greedy"]
         else:
             parts = [f"best_of={self.best_of}"] if self.best_of > 1 else []
-            parts += [f"T={self.temperature}"] + ([f"top_p={self.top_p}"] if self.top_p < 1 else [])
+            parts += [f"T={temperature}"] + ([f"top_p={top_p}"] if top_p < 1 else [])
             parts += [f"by={self.by}"] if self.by != "mean_log_prob" else []
-        return ",".join([*parts, "calculator"] if self.calculator else parts)
+        parts += ["calculator"] if self.calculator else []
+        return ",".join([*parts, f"guided={float(self.guidance_weight)}"] if self.guidance_weight else parts)
 
     @property
     def uses_reward(self) -> bool:
@@ -108,7 +115,7 @@ class Sampler:
 def parse_sampler(text: str | Mapping[str, Any] | Sampler) -> Sampler:
     """A sampler from its notation, or from a mapping with the same keys.
 
-    `T=0` and `beam=1` are greedy; `top_p=0.9` and `best_of=8` alone sample at temperature 1.
+    `T=0` and `beam=1` are greedy; `top_p=0.9`, `best_of=8` and `guided=0.5` alone sample at temperature 1.
 
     Raises:
         UserError: unknown or repeated keys, values that are no numbers, settings that do not go together.
@@ -121,8 +128,8 @@ def parse_sampler(text: str | Mapping[str, Any] | Sampler) -> Sampler:
         return text
     given = _pairs(text)
     greedy, calculator = given.pop("greedy", False), given.pop("calculator", False)
-    if greedy and given:
-        raise UserError(f"sampler {_shown(text)}: greedy takes no other setting than calculator")
+    if greedy and set(given) - {"guided"}:
+        raise UserError(f"sampler {_shown(text)}: greedy takes no other setting than calculator and guided")
     if not greedy and not given:
         raise UserError(f"sampler {_shown(text)}: says nothing about sampling; write {SYNTAX}")
     beam = _whole(text, given, "beam")
@@ -136,6 +143,7 @@ def parse_sampler(text: str | Mapping[str, Any] | Sampler) -> Sampler:
             best_of=_whole(text, given, "best_of"),
             by=str(given.get("by", "mean_log_prob")),
             calculator=bool(calculator),
+            guidance_weight=_number(text, given, "guided", 0.0),
         )
     except UserError as error:
         raise UserError(str(error).replace("sampler:", f"sampler {_shown(text)}:", 1)) from None
@@ -186,7 +194,7 @@ def _pairs(text: str | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _example(name: str) -> str:
-    return {"T": "0.5", "top_p": "0.9", "length_penalty": "0.6", "by": "sum_log_prob"}.get(name, "4")
+    return {"T": "0.5", "top_p": "0.9", "length_penalty": "0.6", "by": "sum_log_prob", "guided": "0.5"}.get(name, "4")
 
 
 def _number(text: Any, given: Mapping[str, Any], name: str, default: float) -> float:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import UserError
 from ..inference.generate import Completion, generate
-from ..scorers.frozen import FrozenLM, is_encoder_decoder
+from ..scorers.frozen import FrozenLM, is_encoder_decoder, load_frozen
 from ..scorers.text import prompt_ids
 from ..scorers.tokens import eos_token_ids
 from ..token_mdp import TokenBatch
@@ -62,6 +62,7 @@ class Runner:
         examples: of the task.
         settings: see `Settings`.
         reward: scorer for samplers that choose by reward; of the same tokenizer.
+        baseline: for samplers that are guided away from it, as `GuidedDecodingProcessor` takes it.
     """
 
     def __init__(
@@ -71,8 +72,10 @@ class Runner:
         examples: Sequence[Example],
         settings: Settings,
         reward: TokenScorer | None = None,
+        baseline: Any = None,
     ) -> None:
         self.model, self.tokenizer, self.reward = model, tokenizer, reward
+        self.baseline = None if baseline is None else load_frozen(baseline, name="baseline", device=model.device)
         self.examples, self.settings = examples, settings
         self.eos = eos_token_ids(tokenizer, model)
         self.prompts = [prompt_ids(tokenizer, example.prompt) for example in examples]
@@ -81,11 +84,14 @@ class Runner:
         """What would otherwise be found out in the middle of sampling.
 
         Raises:
-            UserError: a sampler that needs a reward, without one, or a calculator that the tokenizer cannot write for.
+            UserError: a sampler that needs a reward or a baseline, without one, or a calculator that the tokenizer
+                cannot write for.
         """
         for sampler in samplers:
             if sampler.uses_reward and self.reward is None:
                 raise UserError(f"sampler {sampler.name}: chooses by a reward, and there is none; pass a scorer")
+            if sampler.guidance_weight and self.baseline is None:
+                raise UserError(f"sampler {sampler.name}: is guided by a baseline, and there is none; pass guided_by")
         if any(sampler.calculator for sampler in samplers):
             check_calculator(self.tokenizer)
 
@@ -111,6 +117,8 @@ class Runner:
             batch_size=len(batch),
             seed=self.settings.seed + 1_000_000_007 * number,
             logits_processor=_calculator() if sampler.calculator else None,
+            guided_by=self.baseline if sampler.guidance_weight else None,
+            guidance_weight=sampler.guidance_weight,
             progress=False,
         )
         prompts = [self.prompts[i] for i, group in zip(batch, drawn, strict=True) for _ in group]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..errors import UserError
 from .examples import Example
 from .metrics import distinct_n, self_bleu
 from .results import Estimate
@@ -20,6 +21,16 @@ if TYPE_CHECKING:
 Record = dict[str, Any]
 ORDER = 4
 """Longest n-grams of Self-BLEU."""
+COLUMNS = frozenset(
+    (
+        *("model", "sampler", "task", "prompts", "samples_per_prompt", "metrics", "self_bleu", "self_bleu_n"),
+        *("distinct_1", "distinct_2", "distinct_3", "length", "length_ratio", "entropy", "truncated"),
+        *("temperature", "top_p", "num_beams", "length_penalty", "best_of", "best_of_by", "calculator"),
+        *("guidance_weight", "guided_by", "max_new_tokens", "batch_size", "seed", "example", "sample", "prompt"),
+        *("completion", "references", "reference_length", "finished", "log_prob", "token_ids", "score", "chosen"),
+    )
+)
+"""Names in the rows of results and samples, which a metric cannot have."""
 RESAMPLES = 1000
 
 
@@ -40,7 +51,8 @@ class Row:
         distinct: n -> different n-grams / n-grams of words, over all answers.
         length: mean tokens of an answer, EOS not counted.
         length_ratio: tokens of all answers / tokens of their references; None if the references are bare results.
-        entropy: nats per token, of the model at temperature 1 at the states that its answers visit (EOS included).
+        entropy: nats per token, of the model itself (unguided, at temperature 1) at the states that its answers visit
+            (EOS included).
         truncated: share of answers that the length limit ended.
         settings: of the sampler and of the run.
         records: the answers, with what was measured of each: the lines of the samples file.
@@ -104,6 +116,19 @@ class Row:
         return diversity | lengths | {"entropy": self.entropy, "truncated": self.truncated}
 
 
+def check_names(task: Task) -> None:
+    """In tables a metric and a column of the same name would take each other's place.
+
+    Raises:
+        UserError: the task, which is prepared, has such a metric.
+    """
+    for metric in task.metrics(2):
+        if metric.name in COLUMNS:
+            raise UserError(
+                f"task {task.name}: the metric '{metric.name}' has the name of a column of the results; rename it"
+            )
+
+
 def measure(records: Iterable[Record], examples: Sequence[Example], task: Task) -> list[Record]:
     """The same records with `metrics`, what the task measures of each answer, in the order of examples and samples."""
     ordered = sorted(records, key=lambda record: (record["example"], record["sample"]))
@@ -158,6 +183,7 @@ def summarise(
             "best_of": sampler.best_of,
             "best_of_by": sampler.by if sampler.best_of > 1 else None,
             "calculator": sampler.calculator,
+            "guidance_weight": sampler.guidance_weight,
             **(settings or {}),
         },
         records=records,

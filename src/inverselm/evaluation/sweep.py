@@ -12,7 +12,7 @@ from ..scorers.checks import check_same_tokenizer
 from .examples import read_examples
 from .samplers import Sampler, parse_samplers
 from .sampling import Record, Runner, Settings
-from .summary import Row, measure, summarise
+from .summary import Row, check_names, measure, summarise
 from .tasks import load_task
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def evaluate(
     batch_size: int = 32,
     seed: int = 0,
     reward: TokenScorer | None = None,
+    guided_by: Any = None,
     reference_column: str | None = None,
     label: str = "model",
     progress: bool = True,
@@ -51,6 +52,8 @@ def evaluate(
         batch_size: answers per batch.
         seed: of the sampling.
         reward: scorer that `best_of=8,by=sum_reward` chooses by.
+        guided_by: the baseline of `guided=0.5`: an earlier checkpoint of the model, as a folder, a model, a FrozenLM or
+            (PeftModel, adapter name).
         reference_column: read references from this column.
         label: the model's name in the rows.
         progress: show a bar with the time left, on stderr.
@@ -67,9 +70,10 @@ def evaluate(
     measured_by = load_task(task)
     examples = read_examples(rows, measured_by, reference_column=reference_column)
     measured_by.prepare(examples)
+    check_names(measured_by)
     if reward is not None:
         check_same_tokenizer(tokenizer, reward.tokenizer, label, "the reward")
-    runner = Runner(model, tokenizer, examples, settings, reward)
+    runner = Runner(model, tokenizer, examples, settings, reward, guided_by)
     runner.check(chosen)
     shared = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "seed": seed}
     found = []

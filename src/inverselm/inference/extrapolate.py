@@ -64,7 +64,7 @@ def extrapolate(
         >>> extrapolate("runs/sft", "runs/sft/baseline", 0.5, "runs/sft-w0.5")
     """
     check_weight(weight)
-    output = check_target(output_dir, [sft, baseline], overwrite)
+    output = check_target(output_dir, [sft, baseline], overwrite).resolve()  # a link, or `.`, has no name to replace
     _checked_tokenizer(sft, [baseline], None, trust_remote_code)
     folders = [_folder(sft), _folder(baseline)]
     bases = [adapter_base(folder) for folder in folders]
@@ -89,7 +89,7 @@ def extrapolate(
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
-    return output
+    return Path(output_dir).expanduser()
 
 
 def check_target(output_dir: str | Path, reads: list[str | Path], overwrite: bool) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -81,7 +82,10 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     start = config.get("init_lora_weights", True)
     if start not in _KEEPS_BASE:
         raise UserError(f"{folder}: init_lora_weights={start!r} changes the base's weights; {fix}")
-    return config, load_file(folder / "adapter_model.safetensors")
+    try:
+        return config, load_file(folder / "adapter_model.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{folder}: has no readable adapter_model.safetensors ({error})") from error
 
 
 def _check_match(sft: Path, baseline: Path | None, own: dict[str, Tensor], other: dict[str, Tensor] | None) -> None:

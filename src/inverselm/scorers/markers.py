@@ -42,11 +42,15 @@ def read_marker(folder: str | Path) -> dict[str, Any]:
     return marker
 
 
-def find_baseline(sft: str | Path) -> Path:
+def find_baseline(sft: str | Path, flag: str = "--baseline") -> Path:
     """The baseline checkpoint that belongs to an SFT folder (or to a `checkpoint-N` folder of that run).
 
     A folder with a marker of its own is no checkpoint of the run around it: a policy or an extrapolated model kept in
     an SFT folder has no baseline there.
+
+    Args:
+        sft: the folder.
+        flag: that names a baseline in place of this one, for the message.
 
     Raises:
         UserError: there is none; the message says how to make or name one.
@@ -58,5 +62,5 @@ def find_baseline(sft: str | Path) -> Path:
             return candidate
     raise UserError(
         f"No baseline found in {folder}: it needs {BASELINE_FOLDER}/ with {MARKER}, as `inverselm sft` leaves it. "
-        "Train with `inverselm sft`, add BaselineCheckpointCallback to your trainer, or name a checkpoint: --baseline."
+        f"Train with `inverselm sft`, add BaselineCheckpointCallback to your trainer, or name a checkpoint with {flag}."
     )

@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 import math
 import numbers
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ class FunctionTask(Task):
             line = f"{type(error).__name__}: {error}".splitlines()[0]
             raise UserError(f"--task {self.name}: failed on {text[:40]!r}, {example.where} ({line})") from error
         values = found if isinstance(found, Mapping) else {self.name.rpartition(":")[2]: found}
+        values = {str(key): value for key, value in values.items()}
         if not values or (self._keys and tuple(values) != self._keys):
             there = f"{list(values)}, but {list(self._keys)} before" if values else "an empty dict"
             raise UserError(f"--task {self.name}: returned {there}; return the same keys for every answer")
@@ -65,7 +67,7 @@ class FunctionTask(Task):
                     f"--task {self.name}: returned {value!r} as '{key}' ({example.where}); return a finite number, "
                     "True or False, or a dict of them"
                 )
-        return {str(key): float(value) for key, value in values.items()}
+        return {key: float(value) for key, value in values.items()}
 
     def metrics(self, samples: int) -> tuple[Metric, ...]:
         return tuple(mean_of(key, self._better.get(key, self._default)) for key in self._keys)
@@ -85,6 +87,7 @@ def load_custom(spec: str) -> Task:
     if found is None or found.loader is None:
         raise UserError(f"--task {spec}: {path} is no Python file")
     module = importlib.util.module_from_spec(found)
+    sys.modules[found.name] = module  # dataclasses, for one, look their own module up
     try:
         found.loader.exec_module(module)
     except Exception as error:  # whatever the user's code raises
@@ -95,7 +98,11 @@ def load_custom(spec: str) -> Task:
         names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise UserError(f"--task {spec}: {path} has no {name!r}; it has {', '.join(names) or 'no function'}")
     if inspect.isclass(target) and issubclass(target, Task):
-        target = target()
+        try:
+            target = target()
+        except Exception as error:  # whatever the user's code raises
+            line = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise UserError(f"--task {spec}: cannot be made without arguments ({line})") from error
     if isinstance(target, Task):
         target.name = target.name or name
         return target

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...errors import UserError
+from ..corpus import CorpusScore
 from ..examples import Example
 from .base import Metric, Task, ratio_of
-from .sacre import CorpusScore
 from .slots import Meaning, SlotMatcher, parse_meaning
 
 

@@ -14,7 +14,7 @@ from .base import Metric, Task, mean_of
 
 TOLERANCE = 1e-4
 _OPERATORS = {"+": float.__add__, "-": float.__sub__, "*": float.__mul__, "/": float.__truediv__}
-_VARIABLE = re.compile(r"number(\d+)")
+_VARIABLE = re.compile(r"(?<![\w.,])number(\d+)(?!\w|[.,]\w)")  # never a part of another number: "number0number1"
 _LEFT_SIDE = re.compile(r"^\s*[A-Za-z]\w*\s*=(?!=)")
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..corpus import CorpusScore
 from ..examples import Example
 from .base import Metric, Task
-from .sacre import CorpusScore
 
 
 class Translation(Task):
