@@ -16,10 +16,17 @@ COMMANDS = {
     "dpr": ("dpr", "improve an SFT model with its own dense reward (Dense-Path REINFORCE)"),
     "score": ("score", "token rewards of answers, as JSONL, in the terminal or as a heatmap"),
     "generate": ("generate", "sample answers to prompts, and measure them"),
+    "rerank": ("rerank", "of several answers to each prompt, the best by a token reward"),
+    "filter": ("filtering", "demonstrations ranked by a token reward: what is probably wrong, and what to keep"),
     "rewards": ("rewards", "how good a token reward is: correlation, right before wrong, planted errors"),
     "compare": ("compare", "paired tests between runs, over prompts and seeds"),
     "extrapolate": ("extrapolate", "a checkpoint beyond the SFT model, away from its baseline, without training"),
     "evaluate": ("evaluate", "models x samplers on a task: one row each, with intervals and diversity"),
+    "judge": ("judge", "pairwise win rates between runs, from a judge behind a chat API"),
+    "study": ("study", "a grid of training runs and evaluations from one YAML file; `report` makes a page of it"),
+    "serve": ("serve", "token rewards over HTTP, for other programs and OpenRLHF"),
+    "report": ("report", "the page of a study: verdict, fronts, curves, rewards, cost, tables, PNGs and CSV"),
+    "inspect": ("inspection", "a page in the browser: tokens coloured by reward, to edit, compare and browse"),
     "demo": ("demo", "all of it on generated arithmetic word problems, in a few minutes on a CPU"),
 }
 

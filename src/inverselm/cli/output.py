@@ -51,6 +51,7 @@ class Chunks:
         self.part, self.note = Path(f"{path}.unfinished"), Path(f"{path}.unfinished.json")
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
         self.chunks_done, self._offset, self._written = 0, 0, False
+        self.facts: dict[str, Any] = {}
         if resume:
             self._read_note()
 
@@ -66,9 +67,15 @@ class Chunks:
             what = f"with another {different[0]}" if different else "and was changed since"
             raise UserError(f"--resume: the unfinished {self.path} was written {what}; leave the flag out")
         self.chunks_done, self._offset, self._written = chunks, offset, True
+        self.facts = note.get("facts", {})
 
-    def write(self, records: Iterable[dict[str, Any]]) -> None:
-        """Append one chunk; what a kill leaves behind it is cut off on resume."""
+    def write(self, records: Iterable[dict[str, Any]], facts: dict[str, Any] | None = None) -> None:
+        """Append one chunk; what a kill leaves behind it is cut off on resume.
+
+        Args:
+            records: of the chunk.
+            facts: JSON values about what is written so far, which a resumed run finds in `facts`.
+        """
         with open(self.part, "r+b" if self._written else "wb") as stream:
             stream.seek(self._offset)
             stream.truncate()
@@ -77,6 +84,8 @@ class Chunks:
             self._offset = stream.tell()
         self.chunks_done, self._written = self.chunks_done + 1, True
         note = {"settings": self.settings, "chunks": self.chunks_done, "bytes": self._offset}
+        if facts is not None:
+            self.facts = note["facts"] = dict(facts)
         temporary = Path(f"{self.note}.tmp")
         temporary.write_text(json.dumps(note), encoding="utf-8")
         os.replace(temporary, self.note)
@@ -93,6 +102,11 @@ class Chunks:
             self.part.write_bytes(b"")
         os.replace(self.part, self.path)
         self.note.unlink(missing_ok=True)
+
+    def discard(self) -> None:
+        """Remove what was written."""
+        for path in (self.part, self.note):
+            path.unlink(missing_ok=True)
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:

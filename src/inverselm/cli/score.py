@@ -5,124 +5,146 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
-from .arguments import Help, parse
+from .arguments import parse
 from .heatmaps import terminal_heatmap, write_page
-from .output import Chunks, check_output_file, in_chunks
+from .output import Chunks, check_output_file
+from .score_flags import GUIDE, REWARDS, ScoreArguments
 
 if TYPE_CHECKING:
-    from ..scorers import ScoredCompletion, TokenScorer
+    from ..scorers import TokenScorer
+    from ..scoring import RowScorer, ScoredRow
+    from .score_input import Survey
 
-CHUNK = 32  # batches between two saves
-REWARDS = ("auto", "log_ratio", "bellman", "log_prob")
+__all__ = ["CHUNK", "REWARDS", "ScoreArguments", "load_scorer", "row_scorer", "run"]
 
-
-@dataclass
-class ScoreArguments:
-    """Flags of `inverselm score`."""
-
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "The SFT folder (its baseline is found there), or an IQLearn model."}
-    )
-    baseline: str | None = field(
-        default=None,
-        metadata={"help": "Earlier checkpoint(s) of the SFT run, comma-separated. Default: the one in its folder."},
-    )
-    reward: str = field(
-        default="auto",
-        metadata={
-            "help": "log_ratio: log pi_SFT - log pi_baseline; bellman: Q - gamma V' of one model; log_prob: log pi. "
-            "auto takes bellman for an IQLearn folder, else log_ratio.",
-            "choices": list(REWARDS),
-        },
-    )
-    gamma: float = field(default=1.0, metadata={"help": "Discount of the bellman reward."})
-    dataset_name: str | None = field(
-        default=None, metadata={"help": "Answers to score: rows with prompt and completion (file, folder or hub name)."}
-    )
-    dataset_split: str = field(default="train", metadata={"help": "Split, or a slice such as train[:100]."})
-    prompt: str | None = field(default=None, metadata={"help": "Score one answer: its prompt."})
-    completion: str | None = field(default=None, metadata={"help": "Score one answer: its text."})
-    add_eos: bool = field(
-        default=True,
-        metadata={"help": "End each answer with EOS, as in training; rows with finished=false are cut, and get none."},
-    )
-    output_file: str | None = field(
-        default=None, metadata={"help": "JSONL to write; default: scores.jsonl for a dataset."}
-    )
-    html: str | None = field(
-        default=None, metadata={"help": "Write a page of token heatmaps here (first --html_rows rows)."}
-    )
-    html_rows: int = field(default=50, metadata={"help": "Rows in the page of heatmaps."})
-    batch_size: int = field(default=16, metadata={"help": "Answers per forward pass."})
-    dtype: str = field(
-        default="auto",
-        metadata={"help": "Dtype of the weights.", "choices": ["auto", "float32", "bfloat16", "float16"]},
-    )
-    device: str | None = field(default=None, metadata={"help": "Default: the GPU if there is one."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run a checkpoint's own Python code."})
-    overwrite: bool = field(default=False, metadata={"help": "Replace existing output files."})
-    resume: bool = field(default=False, metadata={"help": "Continue what an interrupted run with these flags wrote."})
-
-
-GUIDE = Help(
-    "Token rewards of answers: one number per token, in nats, with its place in the text. From an SFT run (two "
-    "checkpoints) the dense reward log pi_SFT - log pi_baseline; from an IQLearn model Q - gamma V'. One JSON line per "
-    "answer: the row's own columns, scored_text, tokens (token_id, text, start, end, reward), reward, terminated.",
-    (
-        "inverselm score --model_name_or_path runs/sft --prompt '2+2=' --completion '5'",
-        "inverselm score --model_name_or_path runs/sft --dataset_name answers.jsonl --output_file scored.jsonl",
-        "inverselm score --model_name_or_path SFT --baseline EARLIER --dataset_name answers.jsonl "
-        "\\\n      --html heatmap.html",
-    ),
-)
+CHUNK = 32  # batches that are in memory at once; between two saves of a JSONL file
 
 
 def run(command: str, argv: Sequence[str]) -> None:
     """Parse, check, score, write."""
     (args,) = parse(command, (ScoreArguments,), argv, GUIDE)
     from .common import quiet_libraries
-    from .models import resolve_device
+    from .score_scale import Place
 
     quiet_libraries()
     _check_flags(args)
+    place = Place()
+    if place.world > 1 and args.backend == "ray":
+        raise UserError("--backend ray starts its processes itself: leave the launcher out")
     single = args.prompt is not None
-    output = args.output_file or (None if single else "scores.jsonl")
-    _check_files(args, output)
+    output = args.output_dir or args.output_file or (None if single else "scores.jsonl")
+    in_shards = bool(args.output_dir) or str(output).endswith(".parquet")
+    args.on_error = args.on_error or ("keep" if in_shards else "skip")
+    if single or not (in_shards or place.world > 1 or args.backend == "ray"):
+        if place.is_first:
+            _check_files(args, output)
+            _one_process(args, output)
+        return
+    if place.is_first:
+        _check_files(args, output)
+    from .score_scale import first_records, run_shards
+
+    done = run_shards(args, place, str(output))
+    if done is not None:
+        counts, kind = done
+        _say_left_out(counts, args.on_error)
+        written = _written(counts, args.on_error == "keep")
+        print(f"Wrote {output}: {written:,} answers, {counts['tokens']:,} token rewards.")
+        if args.html:
+            _page(args, first_records(args, str(output), args.html_rows))
+        print(_closing(args, kind))
+
+
+def _one_process(args: Any, output: str | None) -> None:
+    """One answer, or a dataset into one JSONL file that grows."""
+    from ..scoring.tables import record
+    from .models import resolve_device
+
+    single = args.prompt is not None
     kind, baselines, config = _check_models(args)
-    rows = [{"prompt": args.prompt, "completion": args.completion}] if single else _answers(args)
-    rows = _with_room(rows, args, config)
-    settings = {name: getattr(args, name) for name in ("model_name_or_path", "gamma", "dataset_name", "dataset_split")}
-    settings |= {"reward": kind, "baselines": baselines, "add_eos": args.add_eos, "rows": len(rows)}
-    chunks = Chunks(output, settings, args.resume) if output else None
+    found = None if single else _look_through(args)
     args.device = resolve_device(args.device)
-    if chunks is None:
-        scored = _score(load_scorer(args, kind, baselines), rows, args)
-        print(terminal_heatmap(scored[0], color=sys.stdout.isatty()))
-        records = [record(row, s) for row, s in zip(rows, scored, strict=True)]
+    scorer = row_scorer(args, kind, baselines, config, found)
+    chunks = Chunks(output, _settings(args, kind, baselines, config, found), args.resume) if output else None
+    if found is None:
+        row = {"prompt": args.prompt, "completion": args.completion}
+        (scored,) = _score(scorer, [row])
+        if scored.scored is None:
+            raise UserError(f"the answer is {scorer.too_long}" if scored.reason == "long" else scored.error)
+        print(terminal_heatmap(scored.scored, color=sys.stdout.isatty()))
+        records = [record(row, scored)]
+        if chunks is not None:
+            chunks.write(records)
+            chunks.finish()
+            print(f"Wrote {output}: 1 answers, {len(scored.scored.tokens):,} token rewards.")
     else:
-        with chunks.interruptible():
-            scorer = load_scorer(args, kind, baselines)
-            for part in in_chunks(len(rows), CHUNK * args.batch_size, chunks.chunks_done, "Scoring", "answer"):
-                some = rows[part.start : part.stop]
-                scored = _score(scorer, some, args)
-                chunks.write(record(row, s) for row, s in zip(some, scored, strict=True))
-                if single:
-                    print(terminal_heatmap(scored[0], color=sys.stdout.isatty()))
-        records, tokens = [], 0
-        for number, item in enumerate(chunks.records()):
-            tokens += len(item["tokens"])
-            records += [item] if number < args.html_rows else []
-        chunks.finish()
-        print(f"Wrote {output}: {len(rows):,} answers, {tokens:,} token rewards.")
+        assert chunks is not None
+        records = _into_one_file(args, scorer, found, chunks)
     if args.html:
-        write_page(args.html, records[: args.html_rows], f"Token rewards of {args.model_name_or_path}")
-        print(f"Wrote {args.html}: open it in a browser.")
+        _page(args, records)
     print(_closing(args, kind))
+
+
+def _into_one_file(args: Any, scorer: RowScorer, found: Survey, chunks: Chunks) -> list[dict[str, Any]]:
+    """Chunk after chunk; returns the first records that have scores."""
+    from tqdm.auto import tqdm
+
+    from ..scoring.folder import count_rows
+    from ..scoring.rows import kept_rows
+    from ..scoring.tables import record
+
+    counts = dict(chunks.facts)
+    source, errors = found.open(), args.on_error == "keep"
+    done = sum(shard.rows for shard in found.shards[: chunks.chunks_done])
+    with chunks.interruptible(), tqdm(total=found.rows, initial=done, desc="Scoring", unit="answer") as bar:
+        for shard in found.shards[chunks.chunks_done :]:
+            (table,) = source.tables(shard, shard.rows)
+            rows = table.to_pylist()
+            scored = _score(scorer, rows)
+            kept = kept_rows(scored, args.on_error, lambda i, shard=shard: found.where(shard, i))
+            count_rows(scored, counts)
+            chunks.write((record(rows[i], scored[i], errors=errors) for i in kept), counts)
+            bar.update(len(rows))
+    if not counts.get("rows") and not errors:
+        chunks.discard()
+        if not counts.get("long"):
+            raise UserError("no answer has a token to score")
+        what = "every answer is, with its prompt," if found.rows > 1 else "the answer is"
+        raise UserError(f"{what} {scorer.too_long}")
+    tokens, records = counts["tokens"], []
+    for item in chunks.records():
+        if len(records) == (args.html_rows if args.html else 0):
+            break
+        records += [item] if item["tokens"] else []
+    chunks.finish()
+    _say_left_out(counts, args.on_error, scorer.too_long)
+    print(f"Wrote {chunks.path}: {_written(counts, errors):,} answers, {tokens:,} token rewards.")
+    return records
+
+
+def _settings(args: Any, kind: str, baselines: list[str], config: Any, found: Survey | None) -> dict[str, Any]:
+    """What must be the same to go on with a file."""
+    names = ("model_name_or_path", "gamma", "dataset_name", "dataset_split", "batch_size", "on_error")
+    settings = {name: getattr(args, name) for name in names}
+    settings |= {"reward": kind, "baselines": baselines, "add_eos": args.add_eos}
+    if found is not None:
+        from .score_scale import fingerprints
+
+        settings |= {"input": found.identity, "models": fingerprints(args, baselines, config)}
+    return settings
+
+
+def _written(counts: dict[str, int], errors: bool) -> int:
+    return sum(count for name, count in counts.items() if name != "tokens") if errors else counts.get("rows", 0)
+
+
+def _page(args: Any, records: list[dict[str, Any]]) -> None:
+    write_page(args.html, records, f"Token rewards of {args.model_name_or_path}")
+    print(f"Wrote {args.html}: open it in a browser.")
 
 
 def _check_flags(args: Any) -> None:
@@ -140,17 +162,36 @@ def _check_flags(args: Any) -> None:
         raise UserError(f"--baseline has no part in --reward {args.reward}; drop one of them")
     if not 0.0 <= args.gamma <= 1.0:
         raise UserError(f"--gamma is {args.gamma}; set it between 0 and 1")
-    check_positive(args, ("batch_size", "html_rows"))
+    check_positive(args, ("batch_size", "html_rows", "shard_size", "num_workers"))
+    parquet = str(args.output_file).endswith(".parquet")
+    if args.prompt is not None and (args.output_dir or parquet or args.backend == "ray"):
+        raise UserError("Parquet, --output_dir and --backend ray are for a dataset; name one with --dataset_name")
 
 
 def _check_files(args: Any, output: str | None) -> None:
-    for flag, path in (("--output_file ", output), ("--html ", args.html)):
+    if args.output_dir:
+        _check_folder(args)
+    for flag, path in (("--output_file ", None if args.output_dir else output), ("--html ", args.html)):
         if path:
             check_output_file(path, overwrite=args.overwrite, inputs=[args.dataset_name], flag=flag)
     if output and args.html and Path(output).absolute() == Path(args.html).absolute():
         raise UserError("--output_file and --html are the same file; name two")
+    if args.output_dir and args.output_file:
+        raise UserError("pass --output_file or --output_dir, not both")
     if args.resume and not output:
         raise UserError("--resume continues an --output_file; there is none")
+
+
+def _check_folder(args: Any) -> None:
+    folder = Path(args.output_dir).expanduser().resolve()
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output_dir {args.output_dir}: is a file; name a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not (args.overwrite or args.resume):
+        raise UserError(f"--output_dir {args.output_dir}: is not empty; pass --overwrite or --resume, or name another")
+    read = Path(args.dataset_name).expanduser()
+    places = (read.resolve(), read.absolute())
+    if any(place == folder or folder in place.parents for place in places):
+        raise UserError(f"--output_dir {args.output_dir}: holds the rows that are read; name another folder")
 
 
 def _check_models(args: Any) -> tuple[str, list[str], Any]:
@@ -170,53 +211,33 @@ def _check_models(args: Any) -> tuple[str, list[str], Any]:
     return kind, check_reward_models(args.model_name_or_path, args.baseline, args.trust_remote_code), config
 
 
-def _answers(args: Any) -> list[dict[str, Any]]:
-    from .data import check_demonstrations, load_rows
+def _look_through(args: Any) -> Survey:
+    from .score_input import survey
+    from .score_scale import check_tokenizer
 
-    rows = load_rows(args.dataset_name, split=args.dataset_split)
-    sampled = "finished" in rows.column_names  # by `inverselm generate`: a model may answer with EOS alone
-    found = check_demonstrations(rows, args.dataset_name, need="answers", allow_empty=sampled)
-    if found == "messages":
-        name = "messages" if "messages" in rows.column_names else "conversations"
-        raise UserError(
-            f"{args.dataset_name}: score needs 'prompt' and 'completion'; split '{name}': all but the last message are "
-            "the prompt, the last one the completion"
-        )
-    return [{k: v for k, v in row.items() if k != "__line__"} for row in rows]
+    found = survey(args.dataset_name, args.dataset_split, CHUNK * args.batch_size, check=args.on_error != "keep")
+    check_tokenizer(args, found)
+    return found
 
 
-def _ends(row: dict[str, Any], args: Any) -> bool:
-    return bool(args.add_eos and row.get("finished", True) is not False)
-
-
-def _with_room(rows: list[dict[str, Any]], args: Any, config: Any) -> list[dict[str, Any]]:
-    """Leave out rows without a token to score, or with more than the model has positions, and say how many."""
-    from .common import check_chat_template
+def row_scorer(args: Any, kind: str, baselines: list[str], config: Any, found: Survey | None) -> RowScorer:
+    """Scores rows as the flags say; the models are loaded when the first row is there that can be scored."""
+    from ..scoring.rows import RowScorer
+    from .demonstrations import _Checker
     from .models import load_tokenizer
 
-    tokenizer = load_tokenizer(args.model_name_or_path, None, args.trust_remote_code)
     encode, fits, positions = _measures(config)
-    kind = "prompt" if isinstance(rows[0]["prompt"], str) else "conversational-prompt"
-    check_chat_template(tokenizer, kind, args.dataset_name or "--prompt")
-    kept, empty, longer = [], 0, 0
-    for row in rows:
-        pair = encode(tokenizer, row["prompt"], row["completion"], _ends(row, args))
-        if not pair.completion_ids:
-            empty += 1
-        elif not fits(len(pair.prompt_ids), len(pair.completion_ids)):
-            longer += 1
-        else:
-            kept.append(row)
-    if longer:
-        where = f"longer than the model's {positions:,} positions"
-        if not kept:
-            raise UserError(f"every answer is, with its prompt, {where}" if len(rows) > 1 else f"the answer is {where}")
-        print(f"{longer:,} of {len(rows):,} answers ({longer / len(rows):.1%}) are left out: {where}.")
-    if empty:
-        if not kept:
-            raise UserError("no answer has a token to score")
-        print(f"{empty:,} of {len(rows):,} answers ({empty / len(rows):.1%}) are left out: they have no token.")
-    return kept
+    checker = _Checker(["prompt", "completion"], "text", None, found is not None and found.allow_empty)
+    return RowScorer(
+        lambda: load_scorer(args, kind, baselines),
+        load_tokenizer(args.model_name_or_path, None, args.trust_remote_code),
+        encode,
+        fits,
+        f"longer than the model's {positions or 0:,} positions",
+        ends=lambda row: bool(args.add_eos and row.get("finished", True) is not False),
+        problem=lambda row: checker.problem(row, found is not None and found.conversational),
+        batch_size=args.batch_size,
+    )
 
 
 def _measures(config: Any) -> tuple[Any, Any, int | None]:
@@ -245,27 +266,17 @@ def load_scorer(args: Any, kind: str, baselines: list[str]) -> TokenScorer:
     return QFunctionReward.from_checkpoint(args.model_name_or_path, kind=kind, gamma=args.gamma, **loading)
 
 
-def _score(scorer: TokenScorer, rows: list[dict[str, Any]], args: Any) -> list[ScoredCompletion]:
-    """Finished answers end with EOS, cut ones do not."""
-    out: dict[int, ScoredCompletion] = {}
-    for ends in (True, False):
-        chosen = [i for i, row in enumerate(rows) if _ends(row, args) is ends]
-        prompts, answers = ([rows[i][name] for i in chosen] for name in ("prompt", "completion"))
-        if chosen:
-            scored = scorer.score(prompts, answers, add_eos=ends, batch_size=args.batch_size)
-            out.update(zip(chosen, scored, strict=True))
-    return [out[i] for i in range(len(rows))]
+def _score(scorer: RowScorer, rows: list[dict[str, Any]]) -> list[ScoredRow]:
+    return scorer.score(rows)
 
 
-def record(row: dict[str, Any], scored: ScoredCompletion) -> dict[str, Any]:
-    """The input row with its scores: `tokens` (text, start, end, token_id, reward), `reward`, `terminated`."""
-    return {
-        **row,
-        "scored_text": scored.text,
-        "tokens": [token._asdict() for token in scored.tokens],
-        "reward": scored.total,
-        "terminated": scored.terminated,
-    }
+def _say_left_out(counts: dict[str, int], on_error: str, too_long: str = "longer than the model has positions") -> None:
+    total = sum(count for name, count in counts.items() if name != "tokens")
+    reasons = {"long": too_long, "empty": "they have no token", "unusable": "they are no prompt and answer"}
+    fate = "without a score" if on_error == "keep" else "left out"
+    for reason, words in reasons.items():
+        if counts.get(reason):
+            print(f"{counts[reason]:,} of {total:,} answers ({counts[reason] / total:.1%}) are {fate}: {words}.")
 
 
 def _closing(args: Any, kind: str) -> str:
