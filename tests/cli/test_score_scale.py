@@ -1,16 +1,15 @@
 """`inverselm score` into shards: the plain command's rewards, whatever is cut, killed or resumed."""
 
 import json
-import os
 import shutil
 import signal
-import time
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
+from helpers.processes import kill, start, wait_for
 from inverselm.cli import score
 from inverselm.cli.main import main
 from inverselm.scoring import RowScorer, read_facts
@@ -26,19 +25,6 @@ def lines(path):
 
 def files(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def fork(*argv, first=lambda: None):
-    """The command in a child process: its id."""
-    child = os.fork()
-    if child:
-        return child
-    code = 1
-    try:
-        first()
-        code = main(list(argv))
-    finally:
-        os._exit(code)
 
 
 def test_parquet_in_and_out_equals_the_plain_command(desk, capsys):
@@ -106,52 +92,52 @@ def test_rows_without_a_score_are_kept_skipped_or_stop_the_run(desk, capsys):
     assert found == [0, 1, 2, 4]
 
 
-def hang_at(call, marker):
-    """The scorer stops in its n-th call, and says so."""
-    real, calls = RowScorer.score, []
+HANG = """
+import sys, time
+from inverselm.cli import main, score
+from inverselm.scoring import RowScorer
+real, calls = RowScorer.score, []
+def hanging(self, rows):
+    calls.append(1)
+    if len(calls) == 5:
+        open("hanging", "w").close()
+        time.sleep(600)
+    return real(self, rows)
+RowScorer.score, score.CHUNK = hanging, 1
+main.main(sys.argv[1:])
+"""
 
-    def hanging(self, rows):
-        calls.append(1)
-        if len(calls) == call:
-            open(marker, "w").close()
-            time.sleep(600)
-        return real(self, rows)
 
-    RowScorer.score = hanging
-
-
-@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
-def test_what_is_killed_goes_on_to_the_same_bytes(kind, desk, capsys, monkeypatch):
+@pytest.mark.slow
+def test_what_is_killed_goes_on_to_the_same_bytes(desk, capsys, monkeypatch):
     monkeypatch.setattr(score, "CHUNK", 1)  # pieces of two rows
     write_jsonl(desk / "rows.jsonl", SUMS)
-    argv = [*SCORE, "--dataset_name", "rows.jsonl", "--shard_size", "5", "--output_format", kind]
+    argv = [*SCORE, "--dataset_name", "rows.jsonl", "--shard_size", "5"]
     assert main([*argv, "--output_dir", "whole"]) == 0
-    child = fork(*argv, "--output_dir", "broken", first=lambda: hang_at(5, "hanging"))
-    end = time.monotonic() + 300
-    while not (desk / "hanging").exists():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-    os.kill(child, signal.SIGKILL)
-    assert os.waitpid(child, 0)[1] == signal.SIGKILL
-    assert [path.name for path in (desk / "broken").glob("part-*")] == [f"part-00000-of-00005.{kind}"]
+    process = start("-c", HANG, *argv, "--output_dir", "broken", log=desk / "log")
+    try:
+        wait_for(desk / "hanging", process, desk / "log", seconds=600)
+    finally:
+        kill(process)
+    assert process.returncode == -signal.SIGKILL
+    assert [path.name for path in (desk / "broken").glob("part-*")] == ["part-00000-of-00005.parquet"]
     assert list((desk / "broken").glob(".part-00001-*.tmp")), "it was killed in the middle of a shard"
-    if kind == "parquet":
-        assert main([*argv, "--output_dir", "broken"]) == 2
-        resume = [*argv, "--output_dir", "broken", "--resume"]
-        assert main([*resume, "--shard_size", "4"]) == 2
-        assert "was written with another shard_size" in capsys.readouterr().err
-        shutil.copytree(desk / "nobase", desk / "other")
-        assert main([*resume, "--reward", "log_prob"]) == 2
-        write_jsonl(desk / "rows.jsonl", [*SUMS[:-1], {**SUMS[-1], "completion": " It is 43."}])
-        assert main(resume) == 2
-        assert "was written with another input: sha256" in capsys.readouterr().err
-        write_jsonl(desk / "rows.jsonl", SUMS)
-        weights = (desk / "sft/baseline/model.safetensors").read_bytes()
-        shutil.copytree(desk / "sft/baseline", desk / "changed")
-        (desk / "changed/model.safetensors").write_bytes(weights[:-4] + b"\0\0\0\1")
-        assert main([*resume, "--baseline", "changed"]) == 2
-        assert "another models: baseline 0: model.safetensors" in capsys.readouterr().err
-        assert [path.name for path in (desk / "broken").glob("part-*")] == ["part-00000-of-00005.parquet"]
+    assert main([*argv, "--output_dir", "broken"]) == 2
+    resume = [*argv, "--output_dir", "broken", "--resume"]
+    assert main([*resume, "--shard_size", "4"]) == 2
+    assert "was written with another shard_size" in capsys.readouterr().err
+    shutil.copytree(desk / "nobase", desk / "other")
+    assert main([*resume, "--reward", "log_prob"]) == 2
+    write_jsonl(desk / "rows.jsonl", [*SUMS[:-1], {**SUMS[-1], "completion": " It is 43."}])
+    assert main(resume) == 2
+    assert "was written with another input: sha256" in capsys.readouterr().err
+    write_jsonl(desk / "rows.jsonl", SUMS)
+    weights = (desk / "sft/baseline/model.safetensors").read_bytes()
+    shutil.copytree(desk / "sft/baseline", desk / "changed")
+    (desk / "changed/model.safetensors").write_bytes(weights[:-4] + b"\0\0\0\1")
+    assert main([*resume, "--baseline", "changed"]) == 2
+    assert "another models: baseline 0: model.safetensors" in capsys.readouterr().err
+    assert [path.name for path in (desk / "broken").glob("part-*")] == ["part-00000-of-00005.parquet"]
     real, calls = RowScorer.score, []
     monkeypatch.setattr(RowScorer, "score", lambda self, rows: calls.append(len(rows)) or real(self, rows))
     assert main([*argv, "--output_dir", "broken", "--resume"]) == 0
@@ -215,21 +201,36 @@ def test_values_are_the_models_own(desk):
         assert row["rewards"] == pytest.approx((chosen - 0.9 * following).tolist(), abs=1e-4)
 
 
-@pytest.mark.parametrize("output", [["--output_file", "out.jsonl"], ["--output_dir", "out"]], ids=["file", "folder"])
-def test_memory_does_not_grow_with_the_input(output, desk, monkeypatch):
-    """20 times the rows, 48 MB of them, in at most 16 MB more; a child's peak begins at what its parent holds."""
-    monkeypatch.setattr(score, "CHUNK", 2)
-    size, peaks = 60, []
-    for times in (1, 20):
-        with open("rows.jsonl", "w", encoding="utf-8") as stream:
-            for i in range(size * times):
-                stream.write(json.dumps({**SUMS[i % len(SUMS)], "id": i, "more": os.urandom(20_000).hex()}) + "\n")
-        argv = [*SCORE, "--reward", "log_prob", "--dataset_name", "rows.jsonl", "--shard_size", "100", "--overwrite"]
-        child = fork(*argv, "--batch_size", "16", *output)
-        _, status, usage = os.wait4(child, 0)
-        assert status == 0
-        peaks.append(usage.ru_maxrss / 1024)
-    assert peaks[1] - peaks[0] < 16, peaks
+PEAKS = """
+import json, os, resource, sys
+from inverselm.cli import main, score
+score.CHUNK = 2
+sums = [json.loads(line) for line in open("sums.jsonl")]
+for times in (1, 20):
+    with open("rows.jsonl", "w") as stream:
+        for i in range(60 * times):
+            stream.write(json.dumps({**sums[i % len(sums)], "id": i, "more": os.urandom(20_000).hex()}) + "\\n")
+    peaks = []
+    for output in (["--output_file", "out.jsonl"], ["--output_dir", "out", "--shard_size", "100"]):
+        assert main.main([*sys.argv[1:], "--overwrite", *output]) == 0
+        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    with open(f"peaks-{times}.json", "w") as stream:
+        json.dump(peaks, stream)
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_input(desk):
+    """20 times the rows, 48 MB of them, in at most 16 MB more, into a file and into a folder."""
+    argv = [*SCORE[:-2], "--reward", "log_prob", "--dataset_name", "rows.jsonl"]
+    process = start("-c", PEAKS, *argv, log=desk / "log")
+    try:
+        assert process.wait(timeout=600) == 0, (desk / "log").read_text()[-3000:]
+    finally:
+        kill(process)
+    few, many = (json.loads((desk / f"peaks-{times}.json").read_text()) for times in (1, 20))
+    assert many[0] - few[-1] < 16, (few, many)
+    assert many[1] - few[-1] < 16, (few, many)
 
 
 @pytest.mark.parametrize(
