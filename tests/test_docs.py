@@ -7,7 +7,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PUBLIC = ("", ".token_mdp", ".objectives", ".tabular", ".scorers", ".training", ".report")
+PUBLIC = (
+    "",
+    ".token_mdp",
+    ".objectives",
+    ".tabular",
+    ".scorers",
+    ".training",
+    ".report",
+    ".evaluation",
+    ".inference",
+    ".study",
+)
 
 
 @pytest.mark.parametrize("room", PUBLIC)

@@ -19,9 +19,8 @@ VALID, TEST = 300, 1000
 
 def read(path: Path) -> dict[str, list[str]]:
     """Word -> pronunciations; words of letters and apostrophes alone."""
-    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8")
     found: dict[str, list[str]] = {}
-    with opened as stream:
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as stream:
         for line in stream:
             entry = line.split("#")[0].split()
             if not entry:

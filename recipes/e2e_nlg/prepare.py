@@ -21,9 +21,9 @@ VALID = 150
 
 def read(folder: Path, name: str) -> list[tuple[str, str]]:
     """(facts, sentence) pairs."""
-    packed = folder / f"{name}.csv.gz"
-    opened = gzip.open(packed, "rt", encoding="utf-8", newline="") if packed.is_file() else None
-    with opened or open(folder / f"{name}.csv", encoding="utf-8", newline="") as stream:
+    packed, plain = folder / f"{name}.csv.gz", folder / f"{name}.csv"
+    how = {"encoding": "utf-8", "newline": ""}
+    with gzip.open(packed, "rt", **how) if packed.is_file() else plain.open(**how) as stream:
         return [(row["mr"].strip(), " ".join(row["ref"].split())) for row in csv.DictReader(stream)]
 
 

@@ -66,7 +66,7 @@ GUIDES = {
     "iqlearn": Help(
         "Inverse soft-Q-learning as temporal-difference-regularised maximum likelihood (arXiv 2409.01369): the loss is "
         "-log pi + td_coef (Q - gamma V')^2. Everything else is as in `inverselm sft`; td_coef 0 is SFT. With --mix_in "
-        "the squared term is also taken over answers that the policy samples to the same prompts as it trains (online).",
+        "the squared term is also taken over answers that the policy samples to the same prompts (online).",
         (
             "inverselm iqlearn --model_name_or_path MODEL --dataset_name train.jsonl --output_dir runs/iq",
             "inverselm iqlearn --config recipe.yaml --td_coef 0.5 --mle_warmup_steps 200 --td_anneal_steps 200",

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from ..cli.models import positions_of
 from ..errors import UserError
+from ..inference.segments import segment_numbers
 from ..scorers import FrozenLM, QFunctionReward, TokenReward, TokenScorer, encode_pair, token_spans
 from ..scorers.seq2seq import encode_seq2seq_pair, position_limits
 from ..token_mdp import TokenBatch, bellman_residual, log_ratio, mix_baselines
-from .sentences import sentence_numbers
 
 MODEL, Q_FUNCTION = "model", "q_function"
 """Whose V(s_t) and entropy a curve shows: the model's, or the Q-function's beside it."""
@@ -85,7 +85,7 @@ def stored_reading(tokens: Sequence[dict[str, Any]], terminated: bool) -> Readin
     texts = [token["text"] for token in tokens]
     rewards = [math.nan if token["reward"] is None else float(token["reward"]) for token in tokens]
     ids = [int(token.get("token_id", -1)) for token in tokens]
-    return Reading(texts, ids, sentence_numbers(texts, terminated), terminated, {FILE.id: rewards})
+    return Reading(texts, ids, segment_numbers(texts, terminated=terminated), terminated, {FILE.id: rewards})
 
 
 class Inspector(TokenScorer):
@@ -206,7 +206,7 @@ class Inspector(TokenScorer):
                 Reading(
                     texts,
                     list(pair.completion_ids),
-                    sentence_numbers(texts, terminated),
+                    segment_numbers(texts, terminated=terminated),
                     terminated,
                     {d.id: cut(rewards[d.id]) for d in self.definitions},
                     {name: [*cut(value), cut(after)[-1]] for name, (value, after) in values.items()},

@@ -15,8 +15,9 @@ from .._version import __version__
 _PACKAGES = ("torch", "transformers", "trl", "peft", "tokenizers", "datasets", "sacrebleu", "rouge-score")
 # rooms and commands that no number of a study comes from
 _ASIDE = (
-    *("report", "demo", "tabular", "integrations", "inspection", "study"),
-    *("cli/study.py", "cli/report.py", "cli/judge.py", "cli/compare.py", "cli/serve.py", "cli/inspect.py"),
+    *("report/", "demo/", "tabular/", "integrations/", "inspection/", "scoring/", "study/"),
+    *(f"cli/{name}" for name in ("compare", "demo", "filter", "inspection", "judge", "listening", "report", "rerank")),
+    *("cli/serve", "cli/study"),
 )
 
 
@@ -35,7 +36,7 @@ def code_hash() -> str:
     found = hashlib.sha256()
     for path in sorted(root.rglob("*")):
         name = path.relative_to(root).as_posix()
-        if path.suffix in (".py", ".yaml") and not any(name == a or name.startswith(f"{a}/") for a in _ASIDE):
+        if path.suffix in (".py", ".yaml") and not name.startswith(_ASIDE):
             found.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
     return found.hexdigest()
 

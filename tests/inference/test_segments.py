@@ -2,7 +2,7 @@
 
 import pytest
 
-from inverselm.inspection.sentences import sentence_numbers
+from inverselm.inference.segments import segment_numbers
 
 
 @pytest.mark.parametrize(
@@ -23,10 +23,10 @@ from inverselm.inspection.sentences import sentence_numbers
     ],
 )
 def test_where_sentences_end(texts, expected):
-    assert sentence_numbers(texts) == expected
+    assert segment_numbers(texts) == expected
 
 
 def test_eos_stays_with_the_last_sentence():
-    assert sentence_numbers(["a", ".\n", "<eos>"]) == [0, 0, 1]
-    assert sentence_numbers(["a", ".\n", "<eos>"], terminated=True) == [0, 0, 0]
-    assert sentence_numbers(["<eos>"], terminated=True) == [0]
+    assert segment_numbers(["a", ".\n", "<eos>"]) == [0, 0, 1]
+    assert segment_numbers(["a", ".\n", "<eos>"], terminated=True) == [0, 0, 0]
+    assert segment_numbers(["<eos>"], terminated=True) == [0]
