@@ -117,7 +117,7 @@ def test_bad_scores_are_refused(scorer):
             call()
 
 
-ef test_lines_and_tokens():
+def test_lines_and_tokens():
     texts = ["\n", "a. b", "\n\n", "c", "\n", "d\ne", "<eos>"]
     assert segment_numbers(texts, "line", True) == [0, 0, 0, 1, 1, 2, 2]
     assert segment_numbers(texts, "line") == [0, 0, 0, 1, 1, 2, 3]
