@@ -60,7 +60,8 @@ def test_parquet_in_and_out_equals_the_plain_command(desk, capsys):
     assert main([*argv[:-2], "--output_file", "scores.parquet"]) == 2
 
 
-def test_rows_without_a_score_are_kept_skipped_or_stop_the_run(desk, capsys):
+def test_rows_without_a_score_are_kept_skipped_or_stop_the_run(desk, capsys, monkeypatch):
+    monkeypatch.setattr(score, "CHUNK", 1)  # pieces of two rows
     bad = [
         {**SUMS[1], "completion": " 7" * 200},
         {"prompt": SUMS[2]["prompt"], "completion": ""},
@@ -87,7 +88,7 @@ def test_rows_without_a_score_are_kept_skipped_or_stop_the_run(desk, capsys):
     assert main([*argv, "--output_dir", "stopped", "--on_error", "stop"]) == 2
     assert "rows.jsonl: row 4: longer than the model's 96 positions" in capsys.readouterr().err
     assert [path.name for path in (desk / "stopped").glob("part-*")] == ["part-00000-of-00003.parquet"]
-    assert main([*argv, "--output_dir", "skipped", "--on_error", "skip"]) == 0
+    assert main([*argv, "--output_dir", "skipped", "--on_error", "skip", "--shard_size", "5"]) == 0
     found = [n for p in sorted((desk / "skipped").glob("part-*")) for n in pq.read_table(p)["input_row"].to_pylist()]
     assert found == [0, 1, 2, 4]
 

@@ -8,7 +8,7 @@ import pytest
 
 from inverselm.errors import UserError
 from inverselm.scorers import ScoredCompletion, TokenScore
-from inverselm.scoring import METADATA_KEY, Piece, ScoredRow, Shard, ShardFolder, output_schema, read_facts
+from inverselm.scoring import METADATA_KEY, Piece, ScoredRow, Shard, ShardFolder, ShardWorker, output_schema, read_facts
 from inverselm.scoring.folder import difference, replacing
 from inverselm.scoring.tables import records_of
 
@@ -92,6 +92,14 @@ def test_a_shard_that_fails_leaves_nothing(tmp_path, kind):
     assert not folder.is_done(0)
     with pytest.raises(UserError, match=f"part-00000-of-00002.{kind}: is missing"):
         folder.finish()
+
+
+def test_a_worker_leaves_a_shard_that_is_there(tmp_path):
+    folder = folder_at(tmp_path / "scores")
+    folder.write(Shard(0, 0, 0, 2, 3), [PIECE])
+    seen = []
+    assert ShardWorker(None, None, folder, size=2)(Shard(0, 0, 0, 2, 3), seen.append) == {}
+    assert seen == [2]
 
 
 def test_parts_are_merged_in_order(tmp_path):
