@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -122,7 +123,11 @@ def score_rows(
 
     items = [row for row in rows if row.pair is not None]
     settings = {name: getattr(args, name) for name in ("model_name_or_path", "gamma", "dataset_name", "dataset_split")}
-    settings |= {"reward": kind, "baselines": baselines, "rows": len(items)}
+    settings |= {"reward": kind, "baselines": baselines, "rows": len(items), "batch_size": args.batch_size}
+    ids = hashlib.sha256(
+        "\n".join(f"{i.pair.prompt_ids} {i.pair.ids}" for i in items).encode()
+    )  # the answers themselves
+    settings["answers"] = ids.hexdigest()
     chunks = Chunks(str(path), settings, resume)
     with chunks.interruptible():
         scorer = load_scorer(args, kind, baselines)
