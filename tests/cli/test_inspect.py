@@ -9,6 +9,7 @@ import urllib.request
 
 import pytest
 
+from helpers.loops import run
 from helpers.processes import kill, start
 from inverselm.cli.main import main
 
@@ -92,7 +93,6 @@ def test_what_is_shown_follows_from_the_folder(desk, capsys, ended):
 
 def meta(app):
     """What the page is told, without a server."""
-    import asyncio
 
     sent = []
 
@@ -107,7 +107,7 @@ def meta(app):
         scope |= {"headers": [(b"host", b"localhost")], "query_string": b"", "http_version": "1.1", "scheme": "http"}
         await app(scope, receive, send)
 
-    asyncio.run(ask())
+    run(ask())
     return json.loads(b"".join(m.get("body", b"") for m in sent))
 
 

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from helpers.loops import run
 from inverselm.inspection import RowFile, create_app
 from inverselm.inspection.desk import Desk, GoneError
 from inverselm.inspection.guard import is_address, name_of
@@ -210,7 +211,7 @@ def test_nobody_is_served_who_has_gone_and_nothing_is_read_twice(inspector):
             await desk.reading((PROMPT, " 9", True), gone)
         assert await desk.readings([answer, ("", "x", True)]) == [first, None]
 
-    asyncio.run(story())
+    run(story())
     assert calls[0] == (ANSWER,)
     assert (" 9",) not in calls
     assert len(calls) == 4  # once for both, then the batch that fails, and its rows one by one
@@ -232,7 +233,7 @@ def test_readings_are_kept_up_to_a_number_of_tokens(inspector, monkeypatch):
         assert 1 <= len(desk._kept) < 9
         assert desk._tokens == sum(len(reading.ids) for reading in desk._kept.values()) <= 20
 
-    asyncio.run(story())
+    run(story())
 
 
 def test_names_in_host_headers():

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from helpers.data import text_tokenizer, tiny_for
+from helpers.loops import run
 from helpers.rollouts import action_log_probs
 from inverselm import UserError
 from inverselm.integrations.verl import TokenRewardLoopManager, TokenRewardManager, token_level_rewards
@@ -96,7 +97,7 @@ def test_the_reward_loop_from_rows_to_a_batch(tmp_path, want, level):
     async def all_rows():
         return await asyncio.gather(*(manager.run_single(one_of(data, i)) for i in range(3)))
 
-    outputs = asyncio.run(all_rows())
+    outputs = run(all_rows())
     for output, row in zip(outputs, want, strict=True):
         assert output["reward_extra_info"]["token_reward_sum"] == pytest.approx(sum(row), abs=1e-3)
         score = output["reward_score"]
@@ -120,7 +121,7 @@ def test_the_agent_loops_lengths_stand_in_for_its_mask(tmp_path, want):
     data = SimpleNamespace(
         batch={"prompts": prompts, "responses": responses, "attention_mask": mask}, non_tensor_batch=lengths
     )
-    found = asyncio.run(manager.run_single(data))
+    found = run(manager.run_single(data))
     assert found["reward_score"] == pytest.approx(sum(want[1]), abs=1e-3)
 
 
@@ -159,6 +160,6 @@ def test_with_verl_itself(tmp_path, scorer, want):
     kwargs = {"sft": str(tmp_path), "kind": "log_prob", "level": "token"}
     config = OmegaConf.create({"reward": {"reward_manager": manager, "reward_kwargs": kwargs}})
     made = load_reward_manager(config, tokenizer, reward_router_address=None, reward_model_tokenizer=None)
-    scores = [asyncio.run(made.run_single(data[i : i + 1]))["reward_score"] for i in range(3)]
+    scores = [run(made.run_single(data[i : i + 1]))["reward_score"] for i in range(3)]
     found = resolve_reward_manager_cls(config).assemble_rm_scores(data, scores)
     torch.testing.assert_close(found, matrix(want), rtol=1e-4, atol=1e-4)

@@ -33,7 +33,7 @@ def test_a_killed_run_resumes_to_the_same_end(killed, tmp_path, kind):
     resumed = KINDS[kind](folder)
     resumed.train(resume_from_checkpoint=True)
     assert resumed.state.global_step == 6
-    assert_same_weights(whole.model, resumed.model, atol=1e-6)
+    assert_same_weights(whole.model, resumed.model, atol=1e-5)  # Adam enlarges rounding
     for a, b in zip(steps(whole), steps(resumed), strict=True):
         for key in ("loss", "grad_norm", "td_coef", "reward", "own_reward", "kl", "completions/mean_length"):
             if key in a:
