@@ -228,3 +228,10 @@ def planted():
         "control": {"label": "A control", "role": "control", "command": "none", "guided": 0.5, "from": "sft"},
     }
     return Plan(methods, wrong, longer=lambda method: 3 * (method == "c"), prompts=40, rewards="-wer")
+
+
+def small(folder, **more):
+    """Two methods, two seeds, one sampler, unless said otherwise."""
+    options = {"seeds": (0, 1), "samplers": ("greedy",), "prompts": 6, "curves": False, **more}
+    methods = options.pop("methods", {"sft": {"role": "reference"}, "a": {}})
+    return write_study(folder, Plan(methods, options.pop("wrong", lambda *_: 0.5), **options))

@@ -120,6 +120,21 @@ def test_ids_that_merge_over_the_border_are_cut_where_the_prompt_ended():
     assert (pair.prompt_ids, pair.completion_ids) == tuple(alone)
 
 
+def test_no_special_tokens_are_added(tmp_path):
+    """The trainer adds none to a prompt, whose template wrote them already."""
+    from tokenizers.processors import TemplateProcessing
+
+    text_tokenizer().save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    begin = tokenizer.pad_token
+    adds = TemplateProcessing(single=f"{begin} $A", special_tokens=[(begin, tokenizer.pad_token_id)])
+    tokenizer.backend_tokenizer.post_processor = adds
+    assert tokenizer("a")["input_ids"][0] == tokenizer.pad_token_id
+    pair = encode_sampled(tokenizer, f"{begin}Q: 1+1=", " 2 ok")
+    want = text_tokenizer()(f"{begin}Q: 1+1=")["input_ids"], text_tokenizer()(" 2 ok")["input_ids"]
+    assert (pair.prompt_ids, pair.completion_ids) == want
+
+
 def test_a_prompt_as_its_tokenizer_gives_it_back(tmp_path):
     """Lower-cased by the tokenizer, so the decoded query does not begin with the prompt as it was written."""
     from inverselm.training.scratch_tokenizer import build_tokenizer

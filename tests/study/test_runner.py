@@ -117,6 +117,7 @@ def test_everything_is_there(unbroken):
     assert len(records) == 4 + 2 * 5 + 1
     assert all(record["seconds"] > 0 and record["peak_rss"] > 2**20 for record in records)
     assert len({record["code"] for record in records}) == 1
+    assert all(record["data"] == records[0]["data"] != {} for record in records)
     found = products(unbroken)
     assert sum(name.endswith(".jsonl") for name in found) == 2 * 5 * 2
     content = json.loads((unbroken / "study.json").read_text(encoding="utf-8"))

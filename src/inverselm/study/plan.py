@@ -33,6 +33,7 @@ class Stage:
         needs: keys of the stages that it reads from.
         identity: of everything its result depends on.
         scores: of a rewards stage: the samples file, the metric, and the file to write.
+        data: hashes of the study's data, for the record.
     """
 
     kind: str
@@ -45,6 +46,7 @@ class Stage:
     needs: tuple[str, ...] = ()
     identity: str = ""
     scores: Mapping[str, str] = field(default_factory=dict)
+    data: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -90,7 +92,8 @@ def plan_stages(spec: StudySpec, folder: str | Path, *, environment: Mapping[str
             if spec.rewards is not None:
                 stage = _rewards(spec, Path(folder), size, seed, found)
                 found[stage.key] = stage
-    return list(found.values())
+    data = dict(environment.get("data", {}))
+    return [replace(stage, data=data) for stage in found.values()]
 
 
 def stage_record(stage: Stage) -> dict[str, Any] | None:

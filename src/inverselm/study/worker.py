@@ -105,6 +105,7 @@ def _write_record(stage: Stage, code: str, argv: list[str], seconds: float) -> N
         "stage": stage.key,
         "identity": stage.identity,
         "code": code,
+        "data": dict(stage.data),
         "argv": argv,
         "seconds": round(seconds, 2),
         "peak_rss": peak,
