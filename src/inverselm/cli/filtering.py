@@ -12,7 +12,7 @@ from ..errors import UserError
 from ..inference.reranking import BY
 from ..inference.segments import UNITS
 from .arguments import Help, parse
-from .score import REWARDS
+from .score_flags import REWARDS, RewardFlags
 
 FILES = ("review.jsonl", "review.html", "report.txt", "report.html", "report.json", "scores.jsonl", "kept.jsonl")
 DROPPED = "dropped.jsonl"
@@ -20,16 +20,9 @@ FIRST_LOW = 1 / 3  # how low, of the lowest reward, the first suspicious token i
 
 
 @dataclass
-class FilterArguments:
+class FilterArguments(RewardFlags):
     """Flags of `inverselm filter`."""
 
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "The SFT folder (its baseline is found there), or an IQLearn model."}
-    )
-    baseline: str | None = field(
-        default=None,
-        metadata={"help": "Earlier checkpoint(s) of the SFT run, comma-separated. Default: the one in its folder."},
-    )
     reward: str = field(
         default="log_prob",
         metadata={
@@ -38,7 +31,6 @@ class FilterArguments:
             "choices": list(REWARDS),
         },
     )
-    gamma: float = field(default=1.0, metadata={"help": "Discount of the bellman reward."})
     dataset_name: str | None = field(
         default=None, metadata={"help": "Demonstrations: prompt and completion, or messages (file, folder, hub name)."}
     )

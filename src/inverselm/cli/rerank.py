@@ -14,29 +14,13 @@ from ..inference.reranking import BY
 from ..inference.segments import UNITS
 from .arguments import Help, parse
 from .output import check_output_file
-from .score import REWARDS
+from .score_flags import RewardFlags
 
 
 @dataclass
-class RerankArguments:
+class RerankArguments(RewardFlags):
     """Flags of `inverselm rerank`."""
 
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "The SFT folder (its baseline is found there), or an IQLearn model."}
-    )
-    baseline: str | None = field(
-        default=None,
-        metadata={"help": "Earlier checkpoint(s) of the SFT run, comma-separated. Default: the one in its folder."},
-    )
-    reward: str = field(
-        default="auto",
-        metadata={
-            "help": "log_ratio: log pi_SFT - log pi_baseline; bellman: Q - gamma V' of one model; log_prob: log pi. "
-            "auto takes bellman for an IQLearn folder, else log_ratio.",
-            "choices": list(REWARDS),
-        },
-    )
-    gamma: float = field(default=1.0, metadata={"help": "Discount of the bellman reward."})
     dataset_name: str | None = field(
         default=None,
         metadata={"help": "Answers, several to a prompt, as `inverselm generate --num_return 8` writes them."},

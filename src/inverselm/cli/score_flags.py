@@ -10,8 +10,8 @@ REWARDS = ("auto", "log_ratio", "bellman", "log_prob")
 
 
 @dataclass
-class ScoreArguments:
-    """Flags of `inverselm score`."""
+class RewardFlags:
+    """Which reward, of which models: what the commands that score share."""
 
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "The SFT folder (its baseline is found there), or an IQLearn model."}
@@ -29,6 +29,12 @@ class ScoreArguments:
         },
     )
     gamma: float = field(default=1.0, metadata={"help": "Discount of the bellman reward."})
+
+
+@dataclass
+class ScoreArguments(RewardFlags):
+    """Flags of `inverselm score`."""
+
     dataset_name: str | None = field(
         default=None, metadata={"help": "Answers to score: rows with prompt and completion (file, folder or hub name)."}
     )

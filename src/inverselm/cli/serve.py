@@ -15,32 +15,16 @@ from typing import TYPE_CHECKING, Any
 from ..errors import UserError
 from .arguments import Help, parse
 from .listening import bound, is_loopback, url_of
-from .score_flags import REWARDS
+from .score_flags import RewardFlags
 
 if TYPE_CHECKING:
     from ..integrations.server import RewardService
 
 
 @dataclass
-class ServeArguments:
+class ServeArguments(RewardFlags):
     """Flags of `inverselm serve`."""
 
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "The SFT folder (its baseline is found there), or an IQLearn model."}
-    )
-    baseline: str | None = field(
-        default=None,
-        metadata={"help": "Earlier checkpoint(s) of the SFT run, comma-separated. Default: the one in its folder."},
-    )
-    reward: str = field(
-        default="auto",
-        metadata={
-            "help": "log_ratio: log pi_SFT - log pi_baseline; bellman: Q - gamma V' of one model; log_prob: log pi. "
-            "auto takes bellman for an IQLearn folder, else log_ratio.",
-            "choices": list(REWARDS),
-        },
-    )
-    gamma: float = field(default=1.0, metadata={"help": "Discount of the bellman reward."})
     baseline_mix: str = field(
         default="log",
         metadata={"help": "Mean of several baselines: 'log' or 'probability'.", "choices": ["log", "probability"]},
