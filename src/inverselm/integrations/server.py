@@ -21,7 +21,6 @@ from starlette.routing import Route
 from .._version import __version__
 from ..scorers import TokenScorer
 from ..scorers.seq2seq import encode_seq2seq_pair
-from ..scorers.text import token_spans
 from . import openrlhf
 from .batching import Batch, Batcher, ClosedError, QueueFullError
 from .bodies import RequestError, to_json
@@ -30,6 +29,7 @@ from .metrics import CONTENT_TYPE, ROWS, SECONDS, Counter, Gauge, Histogram, exp
 from .openapi import docs_page, specification
 from .rows import Asked, Row, RowReader, RowScores, answer
 from .scoring import worker
+from .spans import quick_spans
 
 _PAGE = {
     "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'",
@@ -200,7 +200,7 @@ class RewardService:
             raise RequestError(503, "stopping", "the server is stopping", headers={"retry-after": "10"}) from closed
 
     def _token_rewards(self, asked: Asked, scores: Sequence[RowScores]) -> bytes:
-        spans = (lambda ids: token_spans(self.tokenizer, ids)) if asked.return_text else None
+        spans = (lambda ids: quick_spans(self.tokenizer, ids)) if asked.return_text else None
         rows = [answer(row, s, spans=spans, eos_ids=self.eos_ids) for row, s in zip(asked.rows, scores, strict=True)]
         return to_json({"model": self.settings.model, "reward_kind": self.settings.reward_kind, "rows": rows})
 
