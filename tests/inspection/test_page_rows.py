@@ -93,7 +93,7 @@ def test_rows_are_sorted_and_searched(open_page, scored):
 def test_rows_are_opened_with_keys(open_page, sums, inspector):
     page = open_page(sums)
     listed(page, "It is 5.")
-    settle(page)
+    holds(page, "#answer-a", ANSWER)
     page.keyboard.press("j")
     holds(page, "#answer-a", SUMS[1]["completion"])
     assert texts(page) == inspector.read([SUMS[1]["prompt"]], [SUMS[1]["completion"]])[0].texts
@@ -117,6 +117,21 @@ def test_rows_are_opened_with_keys(open_page, sums, inspector):
     assert page.locator("#prompt-b").is_hidden()
     reading = inspector.read([PROMPT], [SUMS[3]["completion"]])[0]
     assert shown(sum(reading.rewards["dense"])) in page.locator("#pane-b .numbers").inner_text()
+
+
+def test_the_row_asked_for_last_is_shown_when_answers_come_late(open_page, sums):
+    page = open_page(sums)
+    holds(page, "#answer-a", ANSWER)
+    held = []
+    page.route("**/api/rows/1", held.append)
+    page.locator("#row-1").click()
+    page.locator("#row-2").click()
+    holds(page, "#answer-a", SUMS[2]["completion"])
+    with page.expect_response("**/api/rows/1"):
+        held[0].continue_()
+    page.wait_for_timeout(200)
+    assert page.input_value("#answer-a") == SUMS[2]["completion"]
+    assert page.url.endswith("#row=3")
 
 
 def test_plain_rows_are_scored_on_demand_and_then_sorted(open_page, sums, inspector):

@@ -11,6 +11,7 @@ import { coloured, fullColour, place } from "./series.js";
 import { fit, Side } from "./sides.js";
 
 const state = { mode: "one", colour: "token", rewards: { a: "", b: "" }, scale: null, samePrompt: true };
+const asks = { a: null, b: null }; // the row that each side was last asked to open
 let meta, sides, panes, list = null;
 
 function say(error) {
@@ -77,8 +78,10 @@ function update() {
 }
 
 async function openRow(index, side, stay) {
+  const asked = asks[side] = {};
   try {
     const row = await getRow(index);
+    if (asked !== asks[side]) return; // another row was opened meanwhile
     say(null);
     const messages = typeof row.prompt === "string" ? null : row.prompt;
     $("chat").checked = false;
@@ -268,6 +271,7 @@ async function begin() {
     await sides.a.load({ prompt: meta.start.prompt ?? "", answer: meta.start.completion ?? "" });
   } else if (rows) {
     await rows;
+    if (list.cursor >= 0) return; // a row was chosen before all was ready
     const index = wanted ? Number(wanted[1]) - 1 : 0; // at first the list is in the file's order
     list.open(index < meta.file.rows ? index : 0, "a", true);
   }
