@@ -5,7 +5,7 @@ usage: python prepare.py <folder with trainset.csv, devset.csv, testset_w_refs.c
 The data: https://github.com/tuetschek/e2e-dataset (CC BY-SA 4.0). Rows of valid.jsonl and test.jsonl that share their
 facts become one prompt with several references in `inverselm evaluate`. The order is random, with a fixed seed, so that
 the first n training rows are a sample. Valid has the references of 150 of the 547 meanings of the development set,
-test all of its 630.
+test those of 300 of its 630.
 """
 
 import csv
@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 SPLITS = {"train": "trainset", "valid": "devset", "test": "testset_w_refs"}
-VALID = 150
+MEANINGS = {"valid": 150, "test": 300}
 
 
 def read(folder: Path, name: str) -> list[tuple[str, str]]:
@@ -33,8 +33,8 @@ def main(source: str, target: str) -> None:
     for split, name in SPLITS.items():
         pairs = [(facts, sentence) for facts, sentence in read(Path(source), name) if facts and sentence]
         random.Random(0).shuffle(pairs)
-        if split == "valid":
-            chosen = set(list(dict.fromkeys(facts for facts, _ in pairs))[:VALID])
+        if split in MEANINGS:
+            chosen = set(list(dict.fromkeys(facts for facts, _ in pairs))[: MEANINGS[split]])
             pairs = [pair for pair in pairs if pair[0] in chosen]
         with open(folder / f"{split}.jsonl", "w", encoding="utf-8") as stream:
             for facts, sentence in pairs:

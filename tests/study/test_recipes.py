@@ -58,7 +58,7 @@ def test_cmudict_is_split_by_word(tmp_path, monkeypatch):
 @pytest.mark.parametrize("packed", [False, True])
 def test_e2e_keeps_all_references_of_a_meaning(tmp_path, monkeypatch, packed):
     module = prepare("e2e_nlg")
-    monkeypatch.setattr(module, "VALID", 2)
+    monkeypatch.setattr(module, "MEANINGS", {"valid": 2})
     for name, meanings in (("trainset", 4), ("devset", 3), ("testset_w_refs", 2)):
         path = tmp_path / (f"{name}.csv.gz" if packed else f"{name}.csv")
         with gzip.open(path, "wt", newline="") if packed else open(path, "w", newline="") as stream:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import shutil
 import sys
@@ -204,9 +205,15 @@ def quiet_libraries() -> None:
     """Drop warnings that concern how libraries call each other, not the user's run."""
     for text in (".*use_reentrant.*", ".*pin_memory.*", ".*lr_scheduler.step.*"):
         warnings.filterwarnings("ignore", message=text)
+    logging.getLogger("transformers.tokenization_utils_base").addFilter(_not_of_length)
     if not sys.stderr.isatty():
         import datasets
         from transformers.utils.logging import disable_progress_bar
 
         datasets.disable_progress_bars()
         disable_progress_bar()
+
+
+def _not_of_length(record: logging.LogRecord) -> bool:
+    """No word of transformers on rows longer than the model's positions: the commands count, cut or refuse them."""
+    return not str(record.msg).startswith("Token indices sequence length")

@@ -15,8 +15,6 @@ from .output import check_output_file
 if TYPE_CHECKING:
     from ..evaluation.comparison import Comparison
 
-FEW_PROMPTS = 20
-
 
 @dataclass
 class CompareArguments:
@@ -73,7 +71,7 @@ def run(command: str, argv: Sequence[str]) -> None:
     """Parse, read, pair, test, print, write."""
     (args,) = parse(command, (CompareArguments,), argv, GUIDE)
     from .common import quiet_libraries
-    from .compare_inputs import lengths_of, measure_of, parse_runs, read_samples, sampler_warnings
+    from .compare_inputs import design_warnings, lengths_of, measure_of, parse_runs, read_samples, sampler_warnings
 
     quiet_libraries()
     runs = parse_runs(args.runs)
@@ -84,7 +82,7 @@ def run(command: str, argv: Sequence[str]) -> None:
     measures = [measure_of(name, samples, args.reference_column) for name in args.metric]
     lengths, unit = lengths_of(samples)
     seeds, prompts = len(next(iter(runs.values()))), len(next(iter(samples.values()))[0])
-    warnings = _warnings(seeds, prompts, left_out) + sampler_warnings(samples)
+    warnings = design_warnings(seeds, prompts, left_out) + sampler_warnings(samples)
     found = _compare(samples, measures, lengths, args)
     count = f"{seeds} {'seed' if seeds == 1 else 'seeds'}"
     print(f"{prompts:,} prompts, {count} per run; differences from {next(iter(runs))}.")
@@ -144,19 +142,6 @@ def _compare(samples: Any, measures: Sequence[Any], lengths: Any, args: Any) -> 
                 )
                 bar.update()
     return adjust(found)
-
-
-def _warnings(seeds: int, prompts: int, left_out: int) -> list[str]:
-    out = []
-    if seeds == 1:
-        out.append("one seed per run: this compares these runs, not the methods; another seed may say otherwise.")
-    elif seeds == 2:
-        out.append("two seeds say little about how much seeds differ: the intervals may be too narrow; take three.")
-    if prompts < FEW_PROMPTS:
-        out.append(f"only {prompts} prompts: the intervals are rough.")
-    if left_out:
-        out.append(f"{left_out:,} {'prompt is' if left_out == 1 else 'prompts are'} not in all files: left out.")
-    return out
 
 
 def _table(found: Sequence[Comparison], measure: Any, lengths: Any, unit: str) -> str:

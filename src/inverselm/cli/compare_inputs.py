@@ -16,6 +16,7 @@ from .rewards_scores import REFERENCE_COLUMNS, metric_score, number, text_of
 CORPUS = ("bleu", "chrf")
 COMPUTED = {"accuracy": "gsm8k", "gsm8k": "gsm8k", "exact_match": "exact_match"}
 SAMPLER = ("sampler", "temperature", "top_p", "num_beams", "calculator", "max_new_tokens")
+FEW_PROMPTS = 20
 NO_METRICS = {*SAMPLER, "sample", "seed", "batch_size", "example"}
 
 Rows = list[dict[str, Any]]
@@ -250,4 +251,18 @@ def sampler_warnings(samples: Samples) -> list[str]:
         elif len(set(map(frozenset, found.values()))) > 1:
             listed = ", ".join(f"{name} {next(iter(values))}" for name, values in found.items())
             out.append(f"The runs differ in {column} ({listed}): the difference is of samplers, too.")
+    return out
+
+
+def design_warnings(seeds: int, prompts: int, left_out: int) -> list[str]:
+    """What a comparison of so many seeds and prompts cannot show."""
+    out = []
+    if seeds == 1:
+        out.append("one seed per run: this compares these runs, not the methods; another seed may say otherwise.")
+    elif seeds == 2:
+        out.append("two seeds say little about how much seeds differ: the intervals may be too narrow; take three.")
+    if prompts < FEW_PROMPTS:
+        out.append(f"only {prompts} prompts: the intervals are rough.")
+    if left_out:
+        out.append(f"{left_out:,} {'prompt is' if left_out == 1 else 'prompts are'} not in all files: left out.")
     return out

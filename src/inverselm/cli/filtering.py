@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from .score_flags import REWARDS, RewardFlags
 
 FILES = ("review.jsonl", "review.html", "report.txt", "report.html", "report.json", "scores.jsonl", "kept.jsonl")
 DROPPED = "dropped.jsonl"
+_OWN_RUN = ("output_dir", "keep_share", "drop_below", "device", "overwrite", "resume")
+"""Flags of one run, not of the ranking."""
 FIRST_LOW = 1 / 3  # how low, of the lowest reward, the first suspicious token is
 
 
@@ -93,6 +96,7 @@ def run(command: str, argv: Sequence[str]) -> None:
     from .scored_rows import read_rows, score_rows
 
     quiet_libraries()
+    again = _flags_given(args)
     _check_flags(args)
     folder = _check_folder(args)
     kind, baselines, config = _check_models(args)
@@ -103,7 +107,7 @@ def run(command: str, argv: Sequence[str]) -> None:
     scored = score_rows(args, kind, baselines, rows, raw, args.resume)
     for name in (*FILES, DROPPED):  # of an earlier run
         (folder / name).unlink(missing_ok=True)
-    _finish(folder, args, kind, rows, scored)
+    _finish(folder, args, kind, rows, scored, again)
     raw.unlink()
 
 
@@ -140,7 +144,9 @@ def _check_folder(args: Any) -> Path:
     return folder
 
 
-def _finish(folder: Path, args: Any, kind: str, rows: Sequence[Any], scored: Sequence[Any]) -> None:
+def _finish(
+    folder: Path, args: Any, kind: str, rows: Sequence[Any], scored: Sequence[Any], again: Sequence[str]
+) -> None:
     from ..evaluation.data_report import data_report
     from ..inference.filtering import keep_rows, suspicion
     from ..inference.reranking import answer_scores, segments_of
@@ -176,12 +182,24 @@ def _finish(folder: Path, args: Any, kind: str, rows: Sequence[Any], scored: Seq
     print(f"\nWrote {folder}: review.html and review.jsonl ({min(args.review_rows, len(order))} rows), report, scores.")
     if kept is None:
         print("Next: look at review.html; then keep the best share:")
-        flags = ("--model_name_or_path", args.model_name_or_path, "--dataset_name", args.dataset_name)
-        print(shell("filter", *flags, "--output_dir", args.output_dir, "--overwrite", "--keep_share", "0.9"))
+        print(shell("filter", *again, "--output_dir", args.output_dir, "--overwrite", "--keep_share", "0.9"))
         return
     print(f"Kept {len(kept):,} of {len(rows):,} rows: {folder / 'kept.jsonl'}; the others: {folder / DROPPED}.")
+    if not kept:
+        print("No row reaches --drop_below: there is nothing to train on; lower it.")
+        return
     data = ("--dataset_name", folder / "kept.jsonl", "--output_dir", "<folder>")
     print("Next: does a model that is trained on them do better on held-out data?\n" + shell("sft", *data))
+
+
+def _flags_given(args: Any) -> list[str]:
+    """Those that decide how rows are ranked, to be repeated."""
+    out = []
+    for flag in dataclasses.fields(FilterArguments):
+        value = getattr(args, flag.name)
+        if flag.name not in _OWN_RUN and value != flag.default:
+            out += [f"--{flag.name}", str(value)]
+    return out
 
 
 def _scores(rows: Sequence[Any], judged: Sequence[Any], kept: set[int] | None) -> list[dict[str, Any]]:

@@ -41,7 +41,7 @@ class InspectArguments:
     prompt: str | None = field(default=None, metadata={"help": "Prompt that the page begins with."})
     completion: str | None = field(default=None, metadata={"help": "Answer that the page begins with."})
     port: int = field(default=7860, metadata={"help": "Port; if it is taken, the next free one. 0: any."})
-    host: str = field(default="127.0.0.1", metadata={"help": "Address to listen on.."})
+    host: str = field(default="127.0.0.1", metadata={"help": "Address to listen on."})
     allowed_hosts: list[str] = field(
         default_factory=list,
         metadata={"help": "Names, beside localhost and IP addresses, by which the page may be opened."},

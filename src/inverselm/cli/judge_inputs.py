@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
-from .compare import _warnings
-from .compare_inputs import Rows, read_samples, sampler_warnings
+from .compare_inputs import Rows, design_warnings, read_samples, sampler_warnings
 from .rewards_scores import text_of
 
 if TYPE_CHECKING:
@@ -81,7 +80,7 @@ def read_pairs(runs: Mapping[str, Sequence[str]], args: Any) -> tuple[dict[str, 
         raise UserError("the files have one prompt in common; judging needs at least two")
     first, *others = samples
     seeds = len(samples[first])
-    notes = _warnings(seeds, len(prompts), left_out) + sampler_warnings(samples)
+    notes = design_warnings(seeds, len(prompts), left_out) + sampler_warnings(samples)
     pairs: dict[str, list[Pair]] = {}
     unpaired = 0
     for name in others:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["CHUNK", "REWARDS", "ScoreArguments", "load_scorer", "row_scorer", "run"]
 
 CHUNK = 32  # batches that are in memory at once; between two saves of a JSONL file
+_SHOWN = 200  # characters of prompt and answer that are worth repeating
 
 
 def run(command: str, argv: Sequence[str]) -> None:
@@ -56,7 +57,7 @@ def run(command: str, argv: Sequence[str]) -> None:
         print(f"Wrote {output}: {written:,} answers, {counts['tokens']:,} token rewards.")
         if args.html:
             _page(args, first_records(args, str(output), args.html_rows))
-        print(_closing(args, kind))
+        print(_closing(args, kind, output))
 
 
 def _one_process(args: Any, output: str | None) -> None:
@@ -86,7 +87,7 @@ def _one_process(args: Any, output: str | None) -> None:
         records = _into_one_file(args, scorer, found, chunks)
     if args.html:
         _page(args, records)
-    print(_closing(args, kind))
+    print(_closing(args, kind, output))
 
 
 def _into_one_file(args: Any, scorer: RowScorer, found: Survey, chunks: Chunks) -> list[dict[str, Any]]:
@@ -279,12 +280,25 @@ def _say_left_out(counts: dict[str, int], on_error: str, too_long: str = "longer
             print(f"{counts[reason]:,} of {total:,} answers ({counts[reason] / total:.1%}) are {fate}: {words}.")
 
 
-def _closing(args: Any, kind: str) -> str:
+def _closing(args: Any, kind: str, output: str | None) -> str:
     from .common import shell
 
-    model = ("--model_name_or_path", args.model_name_or_path, "--dataset_name")
+    model: tuple[str, ...] = ("--model_name_or_path", args.model_name_or_path)
+    if args.baseline:
+        model += ("--baseline", args.baseline)
     if args.prompt is not None:
-        return "Next:\n" + shell("score", *model, "<answers>", "--html", "heatmap.html")
+        texts: tuple[str, ...] = ("--prompt", args.prompt, "--completion", args.completion)
+        whole = args.prompt + args.completion
+        if (
+            not whole.replace("\n", "").isprintable()
+            or len(whole) > _SHOWN
+            or any(text.startswith(("<", "-")) for text in texts[1::2])
+        ):
+            texts = ()  # nothing to be copied from a terminal
+        page = shell("score", *model, "--dataset_name", "<answers>", "--html", "heatmap.html")
+        return "\n".join(["Next:", shell("inspect", *model, *texts), page])
+    look = shell("inspect", *model, "--dataset_name", output)
     if kind == "log_ratio":
-        return "Next:\n" + shell("dpr", *model, "<prompts>", "--output_dir", "runs/dpr")
-    return "Next: keep, drop or rank answers by their `reward`."
+        dpr = shell("dpr", *model, "--dataset_name", "<prompts>", "--output_dir", "runs/dpr")
+        return "\n".join(["Next:", look, dpr])
+    return f"Next: keep, drop or rank answers by their `reward`, or look at them:\n{look}"

@@ -97,7 +97,7 @@ def check_flags(spec: Any) -> None:
     from trl import ModelConfig, SFTConfig
 
     from ..training.dense_path import DensePathConfig
-    from ..training.iqlearn import IQLearnConfig
+    from ..training.online import OnlineIQLearnConfig
     from .baselines import BaselineArguments
     from .dpr import RewardArguments
     from .evaluate import EvaluateArguments
@@ -105,7 +105,7 @@ def check_flags(spec: Any) -> None:
 
     kinds = {
         "sft": (BaselineArguments, SFTConfig, ModelConfig),
-        "iqlearn": (BaselineArguments, IQLearnConfig, ModelConfig),
+        "iqlearn": (BaselineArguments, OnlineIQLearnConfig, ModelConfig),
         "dpr": (RewardArguments, DensePathConfig, ModelConfig),
         "extrapolate": (ExtrapolateArguments,),
     }

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import UserError
 from .results import Estimate
-from .statistics import holm, permutation_p, sign_flips
+from .statistics import holm, permutation_p, scipy_stats, sign_flips
 
 Score = Callable[[Any], Any]
 _CHUNK = 2_000_000  # weights held in memory at once
@@ -190,8 +190,8 @@ class _Pair:
         low, high = np.quantile(drawn, [self.alpha / 2, 1 - self.alpha / 2])
         if self.seeds > 1 and drawn.std() > 0:
             error, freedom = self._error()
-            t = _scipy_stats().t.ppf(1 - self.alpha / 2, freedom)
-            z = _scipy_stats().norm.ppf(1 - self.alpha / 2)
+            t = scipy_stats().t.ppf(1 - self.alpha / 2, freedom)
+            z = scipy_stats().norm.ppf(1 - self.alpha / 2)
             scale = t * error / (z * drawn.std())
             low, high = (self.difference + scale * (bound - self.difference) for bound in (low, high))
         return Estimate(self.difference, float(low), float(high))
@@ -226,7 +226,7 @@ class _Pair:
         error, freedom = self._error()
         if error == 0:
             return 1.0 if self.difference == 0 else 0.0
-        return float(2 * _scipy_stats().t.sf(abs(self.difference) / error, freedom))
+        return float(2 * scipy_stats().t.sf(abs(self.difference) / error, freedom))
 
     def _error(self) -> tuple[float, float]:
         """Standard error of the difference over seeds and prompts, and its degrees of freedom."""
@@ -291,11 +291,3 @@ def _lengths(lengths: Mapping[str, Any], tables: Mapping[str, Any]) -> dict[str,
         if name not in sizes or sizes[name].shape != table.shape[:2]:
             raise UserError(f"lengths[{name!r}] must be (seeds, prompts), as the run is")
     return {name: np.stack([size, np.ones_like(size)], axis=-1) for name, size in sizes.items()}
-
-
-def _scipy_stats() -> Any:
-    try:
-        from scipy import stats
-    except ImportError as error:
-        raise UserError("comparing several seeds needs scipy: pip install 'inverselm[eval]'") from error
-    return stats

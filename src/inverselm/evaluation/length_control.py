@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from .comparison import _scipy_stats, two_way_error
+from .comparison import two_way_error
 from .results import Estimate
+from .statistics import scipy_stats
 
 MOST_RESAMPLES = 2000
 ADDED = ((1.0, 0.5, 0.5), (-1.0, 0.5, 0.5))
@@ -134,7 +135,7 @@ def equal_length_rate(
     low, high = np.quantile(rates, [alpha / 2, 1 - alpha / 2])
     if shape[0] > 1 and rates.std() > 0:
         error, freedom = two_way_error(_influence(x[: y.size], y, weights, whole, rows, columns, shape))
-        stats = _scipy_stats()
+        stats = scipy_stats()
         scale = stats.t.ppf(1 - alpha / 2, freedom) * error / (stats.norm.ppf(1 - alpha / 2) * rates.std())
         low, high = (min(1.0, max(0.0, value + scale * (bound - value))) for bound in (low, high))
     return Estimate(value, float(low), float(high))

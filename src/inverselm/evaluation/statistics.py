@@ -226,3 +226,16 @@ def paired_permutation(a: Sequence[float], b: Sequence[float], *, n: int = 10_00
     flips, exact = sign_flips(difference.size, n, seed)
     permuted = np.concatenate([(1 - 2 * swap) @ difference for swap in flips])
     return permutation_p(float(difference.sum()), permuted, exact)
+
+
+def scipy_stats() -> Any:
+    """`scipy.stats`, which comparing several seeds needs.
+
+    Raises:
+        UserError: scipy is not there.
+    """
+    try:
+        from scipy import stats
+    except ImportError as error:
+        raise UserError("comparing several seeds needs scipy: pip install 'inverselm[eval]'") from error
+    return stats

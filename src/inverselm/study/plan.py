@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import UserError
 from ..evaluation.samplers import Sampler
 from .identity import digest
-from .spec import EVALUATED, FINETUNE, Method, StudySpec
+from .spec import EVALUATED, FINETUNE, IMPROVE, Method, StudySpec
 
 __all__ = ["Stage", "plan_stages", "samplers_of", "stage_record"]
 
@@ -65,7 +65,7 @@ class Stage:
 
     def argv(self, resume: bool) -> list[str]:
         """The command line, to begin or to go on."""
-        if self.command in (*FINETUNE, "dpr"):
+        if self.command in (*FINETUNE, *IMPROVE):
             end = ["--resume_from_checkpoint", "True"] if resume else ["--overwrite_output_dir", "True"]
         elif self.command == "extrapolate":
             end = ["--overwrite", "True"]

@@ -14,11 +14,12 @@ from ..evaluation.samplers import Sampler, parse_samplers
 __all__ = ["Method", "StudySpec", "parse_spec", "read_spec"]
 
 FINETUNE = ("sft", "iqlearn")
-COMMANDS = (*FINETUNE, "dpr", "extrapolate", "none")
+IMPROVE = ("dpr", "gail", "selfplay")
+COMMANDS = (*FINETUNE, *IMPROVE, "extrapolate", "none")
 ROLES = ("reference", "method", "control")
 SPLITS = ("train", "valid", "test")
 EVALUATED = ("valid", "test")
-_TRAINING = ("finetune", "sft", "iqlearn", "dpr")
+_TRAINING = ("finetune", *FINETUNE, *IMPROVE)
 _OWN = ("command", "from", "role", "group", "label", "sizes", "guided")
 
 
@@ -28,7 +29,8 @@ class Method:
 
     Attributes:
         name: in tables and folders.
-        command: `sft`, `iqlearn`, `dpr` or `extrapolate`; `none` evaluates the model of `origin` in another way.
+        command: `sft`, `iqlearn`, `dpr`, `gail`, `selfplay` or `extrapolate`; `none` evaluates the model of `origin`
+            in another way.
         origin: the method whose model (of the same size and seed) it starts from; None is from `training`'s model.
         role: `reference`, `method` or `control`.
         group: variants of one idea share it; the verdict takes a group's best variant on validation data.
@@ -65,7 +67,7 @@ class StudySpec:
         seeds: of training and of sampling.
         reference: the method that all others are compared with.
         methods: by name.
-        training: `finetune`, `sft`, `iqlearn`, `dpr`: flags of these commands (`finetune`: of the first two).
+        training: `finetune`, or one of these commands: flags of it (`finetune`: of `sft` and `iqlearn`).
         samplers: that every method is evaluated with.
         evaluation: further flags of `inverselm evaluate`.
         rewards: flags of `inverselm rewards` for a rewards stage at each size and seed; None for none. Its own keys:
@@ -181,7 +183,7 @@ def _method(name: str, given: Mapping[str, Any], sizes: Mapping[str, Any]) -> Me
     if command not in COMMANDS:
         raise UserError(f"{where}command is {command!r}; choose {', '.join(COMMANDS)}")
     origin, guided = own.get("from"), float(own.get("guided", 0.0))
-    if command in ("dpr", "extrapolate", "none") and not origin:
+    if command not in FINETUNE and not origin:
         raise UserError(f"{where}{command} needs the method it starts from; add from: <method>")
     if (command == "none") != bool(guided):
         raise UserError(f"{where}guided belongs to command: none, and command: none to guided; write both")
