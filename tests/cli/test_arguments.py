@@ -4,7 +4,7 @@ import pytest
 import torch
 from trl import ModelConfig, SFTConfig
 
-from inverselm.cli import dpr, generate, score
+from inverselm.cli import dpr, filtering, generate, score
 from inverselm.cli.arguments import parse, short_help
 from inverselm.cli.finetune import GUIDES, BaselineArguments
 from inverselm.errors import UserError
@@ -131,6 +131,13 @@ def test_short_help_teaches(command, kinds, guide, words, capsys, monkeypatch):
     body = text[text.index("flags:") :]
     assert all(len(line) <= 90 for line in body.splitlines() if line.startswith("  "))
     assert ("--help_all" in text) == (command in ("sft", "iqlearn", "dpr"))
+
+
+def test_short_help_names_the_choices_that_its_words_do_not():
+    text = " ".join(short_help("filter", (filtering.FilterArguments,), filtering.GUIDE).split())
+    assert "lines, the mean. (token | sentence | line; default: token)" in text
+    assert "is named, too. (sentence | line; default: line)" in text
+    assert "else log_ratio. (default: log_prob)" in text
 
 
 def test_dpr_does_not_offer_what_it_refuses():

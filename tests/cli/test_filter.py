@@ -1,6 +1,7 @@
 """`inverselm filter`: rows ranked, places named, files kept as they were, pages that need nothing else."""
 
 import json
+import shlex
 
 import pytest
 
@@ -60,6 +61,23 @@ def test_review_without_a_decision_keeps_nothing(desk, demos, capsys):
     for fact in ("13 rows, 12 with a reward", "1 without: too long", "1 repeat an earlier row", "1 prompts have"):
         assert fact in out
     assert "--keep_share 0.9" in out
+
+
+def test_what_it_offers_next_ranks_as_it_did(desk, demos, capsys):
+    flags = ["--reward", "log_ratio", "--baseline", "sft/baseline", "--by", "sum", "--dataset_split", "train[:4]"]
+    assert main([*FILTER, *flags, "--max_length", "90"]) == 0
+    again = shlex.split(capsys.readouterr().out.partition("  inverselm ")[2])
+    assert again[-3:] == ["--overwrite", "--keep_share", "0.9"]
+    given = dict(zip(again[1:-3:2], again[2:-3:2], strict=True))
+    asked = [*FILTER[1:], *flags, "--max_length", "90", "--output_dir", "filtered"]
+    assert given == {k: v for k, v in zip(asked[::2], asked[1::2], strict=True) if k != "--device"}
+    (before,) = {tuple(record["score"] for record in lines("filtered/scores.jsonl"))}
+    assert main(again) == 0
+    assert tuple(record["score"] for record in lines("filtered/scores.jsonl")) == before
+    assert main([*FILTER, "--overwrite", "--drop_below", "100"]) == 0
+    out = capsys.readouterr().out
+    assert "Kept 0 of 13 rows" in out
+    assert out.endswith("No row reaches --drop_below: there is nothing to train on; lower it.\n")
 
 
 def test_pages_are_self_contained_and_escaped(desk, demos):

@@ -82,6 +82,8 @@ def test_stopped_runs_go_on(desk, sampled, monkeypatch, capsys):
     assert main([*RERANK, "--batch_size", "2"]) == 130
     assert "--resume" in capsys.readouterr().err
     assert not (desk / "best.jsonl").exists()
+    assert main([*RERANK, "--batch_size", "2"]) == 2, "what is scored is not thrown away unasked"
+    assert "--resume continues it" in capsys.readouterr().err
     assert main([*RERANK, "--batch_size", "3", "--resume"]) == 2, "rows would be lost or scored twice"
     assert "batch_size" in capsys.readouterr().err
     assert main([*RERANK, "--batch_size", "2", "--resume"]) == 0

@@ -1,10 +1,14 @@
 """`inverselm score`: what it prints and writes, which rows it leaves out, and how it goes on."""
 
 import json
+import logging
+import shlex
+import shutil
 
+import pyarrow.parquet as pq
 import pytest
 
-from inverselm.cli import score
+from inverselm.cli import score, score_report
 from inverselm.cli.main import main
 from inverselm.scorers import QFunctionReward, TokenReward
 
@@ -29,6 +33,30 @@ def test_one_answer_is_printed_token_by_token(desk, capsys):
     assert "'<|endoftext|>'" in rows[len(expected.tokens) - 1]
     assert "inverselm score --model_name_or_path sft --dataset_name <answers>" in out
     assert not list(desk.glob("scores*"))
+
+
+def test_what_it_offers_next_can_be_copied(desk, capsys, monkeypatch):
+    """With the baseline that was named, and texts only where a terminal shows them as they are."""
+    shutil.copytree(desk / "sft/baseline", desk / "early")
+    monkeypatch.setattr(score_report, "_SHOWN", 20)
+
+    def offered(*flags):
+        assert main([*SCORE, *flags, "--overwrite"]) == 0
+        words = [shlex.split(part) for part in capsys.readouterr().out.partition("Next:")[2].split("  inverselm ")[1:]]
+        return {line[0]: line[1:] for line in words}
+
+    model = ["--model_name_or_path", "sft"]
+    early = [*model, "--baseline", "early"]
+    for prompt, completion in (("1+1=\n", " it's 2"), ("a", "\x1b[2J"), ("<s>a", "b"), ("a" * 12, "b" * 9)):
+        found = offered("--baseline", "early", "--prompt", prompt, "--completion", completion)
+        texts = ["--prompt", prompt, "--completion", completion] if completion == " it's 2" else []
+        assert found["inspect"] == [*early, *texts]
+        assert found["score"] == [*early, "--dataset_name", "<answers>", "--html", "heatmap.html"]
+    found = offered("--baseline", "early", "--dataset_name", "sums.jsonl", "--output_file", "my scores.jsonl")
+    assert found["inspect"] == [*early, "--dataset_name", "my scores.jsonl"]
+    assert found["dpr"] == [*early, "--dataset_name", "<prompts>", "--output_dir", "runs/dpr"]
+    found = offered("--reward", "log_prob", "--dataset_name", "sums.jsonl", "--output_dir", "shards")
+    assert found == {"inspect": [*model, "--dataset_name", "shards"]}
 
 
 def test_dataset_becomes_jsonl_and_a_page(desk, capsys):
@@ -63,7 +91,8 @@ def test_dataset_becomes_jsonl_and_a_page(desk, capsys):
     assert {path.name for path in desk.glob("out*")} == {"out.jsonl"}
 
 
-def test_cut_answers_get_no_eos_and_empty_ones_are_counted(desk, capsys):
+def test_cut_answers_get_no_eos_and_empty_ones_are_counted(desk, capsys, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)  # to caplog
     rows = [
         {**SUMS[0], "finished": True},
         {**SUMS[1], "finished": False},
@@ -82,14 +111,13 @@ def test_cut_answers_get_no_eos_and_empty_ones_are_counted(desk, capsys):
     ]
     out = capsys.readouterr().out
     assert "1 of 5 answers (20.0%) are left out: longer than the model's 96 positions." in out
+    assert "indexing errors" not in caplog.text, "transformers' warning about rows that are never read"
     assert "1 of 5 answers (20.0%) are left out: they have no token." in out
     assert main([*SCORE, "--dataset_name", "sampled.jsonl", "--add_eos", "False", "--overwrite"]) == 0
     assert [item["terminated"] for item in lines("scores.jsonl")] == [False, False]
 
 
 def test_the_marker_of_an_iqlearn_folder_chooses_the_bellman_reward(desk, capsys):
-    import shutil
-
     from inverselm.scorers.markers import write_marker
 
     shutil.copytree(desk / "nobase", desk / "iq")
@@ -123,6 +151,8 @@ def test_ctrl_c_says_how_to_go_on_and_resume_gives_the_same(desk, capsys, monkey
     assert main(argv) == 130
     assert "The same command with --resume continues scores.jsonl." in capsys.readouterr().err
     assert not (desk / "scores.jsonl").exists()
+    assert main(argv) == 2, "what is scored is not thrown away unasked"
+    assert "--resume continues it, --overwrite starts anew" in capsys.readouterr().err
     with open("scores.jsonl.unfinished", "a", encoding="utf-8") as stream:
         stream.write('{"half a li' * 5000)
     assert main([*argv, "--resume", "--gamma", "0.5"]) == 2
@@ -132,6 +162,27 @@ def test_ctrl_c_says_how_to_go_on_and_resume_gives_the_same(desk, capsys, monkey
     assert len(calls) == 6, "the two chunks that were done are not done again"
     assert lines("scores.jsonl") == lines("whole.jsonl")
     assert {path.name for path in desk.glob("scores*")} == {"scores.jsonl"}
+
+
+@pytest.mark.parametrize("output", ["scores.jsonl", "scores.parquet"])
+def test_a_reward_that_is_no_number_is_an_error(desk, capsys, monkeypatch, output):
+    """Of a damaged model, or of one that overflows in float16; JSON has no NaN."""
+    real = TokenReward.score_ids
+
+    def overflowing(self, prompts, completions, *args, **kwargs):
+        found = real(self, prompts, completions, *args, **kwargs)
+        return [s._replace(rewards=s.rewards / 0) if i == 2 else s for i, s in enumerate(found)]
+
+    monkeypatch.setattr(TokenReward, "score_ids", overflowing)
+    argv = [*SCORE, "--dataset_name", "sums.jsonl", "--output_file", output]
+    assert main([*argv, "--on_error", "skip"]) == 2
+    assert "sums.jsonl: row 3: the model gives a reward that is no finite number" in capsys.readouterr().err
+    assert main([*argv, "--on_error", "keep", "--overwrite"]) == 0
+    assert "1 of 24 answers (4.2%) are without a score: the model gives no finite" in capsys.readouterr().out
+    rows = lines(output) if output.endswith(".jsonl") else pq.read_table(output).to_pylist()
+    assert [row["error"] is None for row in rows] == [i != 2 for i in range(24)]
+    assert not rows[2].get("tokens")
+    assert rows[2]["reward"] is None
 
 
 def test_control_characters_do_not_reach_the_terminal():

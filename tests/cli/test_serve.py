@@ -18,6 +18,7 @@ import pytest
 from helpers.processes import environment, kill
 from inverselm.cli import listening, serve
 from inverselm.cli.main import main
+from inverselm.errors import UserError
 from inverselm.scorers import QFunctionReward, TokenReward
 
 from .conftest import SUMS
@@ -250,6 +251,15 @@ def test_a_port_that_is_taken(desk, capsys):
         port = taken.getsockname()[1]
         assert main(["serve", *shlex.split(MODEL), "--port", str(port)]) == 2
     assert f"--host 127.0.0.1 --port {port}: cannot listen there (Address already in use)" in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_while_models_are_loaded():
+    """An address can be bound twice as long as nobody listens."""
+    ours = listening.bound("127.0.0.1", 0)
+    with closing(ours), closing(listening.bound("127.0.0.1", ours.getsockname()[1])) as other:
+        other.listen()
+        with pytest.raises(UserError, match="cannot listen there any more"):
+            serve.serve(None, ours)
 
 
 def test_missing_packages_are_named_with_their_extra(desk, capsys, monkeypatch):

@@ -1,14 +1,11 @@
 """The server behind the page, without a browser: numbers, errors, limits, and who may ask."""
 
-import asyncio
 import json
 import time
 
 import pytest
 
-from helpers.loops import run
 from inverselm.inspection import RowFile, create_app
-from inverselm.inspection.desk import Desk, GoneError
 from inverselm.inspection.guard import is_address, name_of
 
 from .conftest import ANSWER, PROMPT, SUMS, request, scored_row, served, write_jsonl
@@ -185,55 +182,6 @@ def test_a_row_that_is_looked_at_is_counted_once_and_only_unedited(inspector, tm
         reading = request(url, "POST", "/api/score", {**QUESTION, "row": 0}).json
         assert rows.summary(0)["stats"]["dense"]["sum"] == pytest.approx(sum(reading["rewards"]["dense"]), abs=1e-4)
         assert request(url, "POST", "/api/score", {**QUESTION, "row": 99}).status == 422
-
-
-def test_nobody_is_served_who_has_gone_and_nothing_is_read_twice(inspector):
-    calls = []
-
-    class Counting:
-        def read(self, prompts, completions, ends):
-            calls.append(completions)
-            return inspector.read(prompts, completions, ends)
-
-    async def story() -> None:
-        desk = Desk(Counting())
-
-        async def here() -> bool:
-            return False
-
-        async def gone() -> bool:
-            return True
-
-        answer = (PROMPT, ANSWER, True)
-        first, again = await asyncio.gather(desk.reading(answer, here), desk.reading(answer, here))
-        assert first is again
-        with pytest.raises(GoneError):
-            await desk.reading((PROMPT, " 9", True), gone)
-        assert await desk.readings([answer, ("", "x", True)]) == [first, None]
-
-    run(story())
-    assert calls[0] == (ANSWER,)
-    assert (" 9",) not in calls
-    assert len(calls) == 4  # once for both, then the batch that fails, and its rows one by one
-
-
-def test_readings_are_kept_up_to_a_number_of_tokens(inspector, monkeypatch):
-    from inverselm.inspection import desk as module
-
-    monkeypatch.setattr(module, "KEPT_TOKENS", 20)
-
-    async def story() -> None:
-        desk = Desk(inspector)
-
-        async def here() -> bool:
-            return False
-
-        for number in range(9):
-            await desk.reading((PROMPT, f" It is {number}.", True), here)
-        assert 1 <= len(desk._kept) < 9
-        assert desk._tokens == sum(len(reading.ids) for reading in desk._kept.values()) <= 20
-
-    run(story())
 
 
 def test_names_in_host_headers():

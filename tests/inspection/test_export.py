@@ -46,6 +46,8 @@ def test_png_stacks_the_answers():
     ("change", "message"),
     [
         ({"format": "pdf"}, "'format' must be one of html, png"),
+        ({"format": ["html"]}, "'format' must be one of html, png"),
+        ({"answers": [ANSWER | {"tokens": [["a", 10**400]]}]}, "a token is"),
         ({"answers": []}, "1 to 4 answers"),
         ({"answers": [ANSWER] * 5}, "1 to 4 answers"),
         ({"answers": ["x"]}, "'tokens' as a list"),

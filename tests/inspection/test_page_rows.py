@@ -123,7 +123,7 @@ def test_the_row_asked_for_last_is_shown_when_answers_come_late(open_page, sums)
     page = open_page(sums)
     holds(page, "#answer-a", ANSWER)
     held = []
-    page.route("**/api/rows/1", held.append)
+    page.route("**/api/rows/1", lambda route: held.append(route))
     page.locator("#row-1").click()
     page.locator("#row-2").click()
     holds(page, "#answer-a", SUMS[2]["completion"])
@@ -252,3 +252,22 @@ def test_the_rows_of_a_phone_open_over_the_answer(open_page, scored):
     page.locator("#row-2").click()
     page.locator("#pane-a .tokens", has_text="answer 2").wait_for()
     assert page.locator("#rows").is_hidden()
+
+
+def test_rows_are_scored_as_they_are_in_the_file(open_page, inspector, tmp_path):
+    """A field of the page makes one line break of every kind, and an empty answer is EOS alone."""
+    rows = [{"prompt": "a\r\nb", "completion": " 7\r\n8\r9"}, {"prompt": PROMPT, "completion": "", "finished": True}]
+    want = inspector.read([row["prompt"] for row in rows], [row["completion"] for row in rows])
+    file = RowFile(write_jsonl(tmp_path / "rows.jsonl", rows))
+    with served(create_app(inspector, file)) as address:
+        page = open_page(address)
+        for index, reading in enumerate(want):
+            if index:
+                page.locator(f"#row-{index}").click()
+            page.locator("#pane-a .numbers", has_text=f"Sum{shown(sum(reading.rewards['dense']))}").wait_for()
+            settle(page)
+            assert tokens(page).count() == len(reading.ids)
+            if not index:
+                page.fill("#answer-a", "")  # to paste another one: not an answer of EOS
+                page.locator("#pane-a .empty").wait_for()
+        assert file.summary(0)["stats"]["dense"]["tokens"] == len(want[0].ids)

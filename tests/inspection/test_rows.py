@@ -9,7 +9,7 @@ import pytest
 from inverselm.errors import UserError
 from inverselm.inspection import RowFile
 
-from .conftest import scored_row, write_jsonl
+from .conftest import SUMS, scored_row, write_jsonl
 
 SCORED = [
     scored_row("What is Ünïcödé?", [" Yes", "."], [0.5, -2.0], topic="text"),
@@ -104,6 +104,34 @@ def test_a_split_of_a_parquet_file(tmp_path):
     Dataset.from_list([{"prompt": str(i), "completion": "c"} for i in range(9)]).to_parquet(path)
     rows = RowFile(str(path), "train[3:5]")
     assert [rows.row(i)["prompt"] for i in range(len(rows))] == ["3", "4"]
+
+
+def test_parquet_as_score_writes_it(tmp_path, folder, monkeypatch):
+    """A file or a folder of shards: what the same rows as JSON Lines show; a row without a score shows its error."""
+    from inverselm.cli.main import main
+
+    monkeypatch.chdir(tmp_path)
+    plain = [*SUMS[:3], {"prompt": "", "completion": "x"}]
+    write_jsonl(tmp_path / "plain.jsonl", [{**row, "topic": i} for i, row in enumerate(plain)])
+    models = ["--model_name_or_path", str(folder / "sft"), "--baseline", str(folder / "baseline"), "--device", "cpu"]
+    score = ["score", *models, "--dataset_name", "plain.jsonl", "--on_error", "keep"]
+    for output in ("--output_file scored.parquet", "--output_file scored.jsonl", "--output_dir shards --shard_size 3"):
+        assert main([*score, *output.split()]) == 0
+    wanted = RowFile("scored.jsonl", need_scores=True)
+    assert (len(wanted), wanted.scored) == (4, 3)
+    assert wanted.row(3)["stored"] is None
+    assert wanted.row(3)["facts"] == {"topic": "3", "error": "'prompt' is empty; give it text, or remove the row"}
+    for name in ("scored.parquet", "shards"):
+        rows = RowFile(name, need_scores=True)
+        assert (len(rows), rows.scored) == (4, 3)
+        for index in range(4):
+            found, want = rows.row(index), wanted.row(index)
+            stored, other = found.pop("stored"), want.pop("stored")
+            assert found == want
+            if index < 3:
+                assert stored.rewards["file"] == pytest.approx(other.rewards["file"], abs=1e-5)
+                assert (stored.texts, stored.ids, stored.terminated) == (other.texts, other.ids, other.terminated)
+        assert list(rows.order(sort="sum")) == list(wanted.order(sort="sum"))
 
 
 def test_conversations_and_cut_answers(tmp_path):

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoTokenizer
 
 from helpers.data import chat_tokenizer, text_tokenizer
-from inverselm.integrations.openrlhf import answer_text, encode_sampled
+from inverselm.integrations.openrlhf import encode_sampled, split_query
 
 from .conftest import dense, running
 
@@ -135,15 +135,81 @@ def test_no_special_tokens_are_added(tmp_path):
     assert (pair.prompt_ids, pair.completion_ids) == want
 
 
+@pytest.fixture(scope="module")
+def starting(tmp_path_factory):
+    """A tokenizer that puts a BOS before every text, as Llama's do."""
+    from tokenizers.processors import TemplateProcessing
+
+    folder = tmp_path_factory.mktemp("starting")
+    text_tokenizer().save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    adds = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)])
+    tokenizer.backend_tokenizer.post_processor = adds
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def started(starting):
+    with running(dense(starting)) as client:
+        yield client
+
+
+QUERIES = {  # before the prompt's own text; the ids that the model is to see before it; behind the answer
+    "written by the template": ("<s>Q: 3+4=", "", ["<s>"], ""),
+    "added by the tokenizer": ("Q: 3+4=", "<s>", ["<s>"], ""),
+    "both, as it was sampled": ("<s>Q: 3+4=", "<s>", ["<s>", "<s>"], ""),
+    "none": ("Q: 3+4=", "", [], ""),
+    "padded": ("Q: 3+4=", "<|pad|><|pad|><s>", ["<s>"], "<|pad|><|pad|>"),
+    "padded, by the template": ("<s>Q: 3+4=", "<|pad|><|pad|>", ["<s>"], "<|pad|>"),
+    "padded, without BOS": ("Q: 3+4=", "<|pad|>", [], ""),
+}
+
+
+@pytest.mark.parametrize("end", [EOS, ""])
+@pytest.mark.parametrize("form", QUERIES)
+def test_special_tokens_of_a_query_are_there_once(starting, started, form, end):
+    """BOS as it was sampled, never a second one; EOS is an action; padding is nothing."""
+    prompt, before, begin, behind = QUERIES[form]
+    plain = lambda text: starting(text, add_special_tokens=False)["input_ids"]
+    ids, asked = plain(" 7 ok" + end), [*starting.convert_tokens_to_ids(begin), *plain("Q: 3+4=")]
+    body = {"query": [f"{before}{prompt} 7 ok{end}{behind}"], "prompts": [prompt], "labels": [None]}
+    found = started.post("/get_reward", body).json
+    assert found["token_ids"] == [ids]
+    want = dense(starting).score_ids([asked], [ids])[0].rewards.tolist()
+    assert found["token_rewards"][0] == pytest.approx(want, abs=2e-5)
+    assert found["rewards"] == [pytest.approx(math.fsum(want), abs=1e-4)]
+    others = {tuple(q[2]) for q in QUERIES.values()} - {tuple(begin)}
+    for other in others:  # rewards that can be told apart
+        wrong = [*starting.convert_tokens_to_ids(list(other)), *plain("Q: 3+4=")]
+        assert max(abs(dense(starting).score_ids([wrong], [ids])[0].rewards - torch.tensor(want))) > 1e-3
+
+
+def test_padding_that_is_the_end_of_answers_too(tmp_path):
+    text_tokenizer().save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    pad, both = tokenizer.pad_token_id, [tokenizer.eos_token_id, tokenizer.pad_token_id]
+    answer = lambda query, *ends: split_query(tokenizer, query, "a", *ends)[1]
+    assert [answer(f"a b<|pad|>{more}", both) for more in ("", "<|pad|>")] == [" b<|pad|>"] * 2
+    assert answer(f"a b{EOS}<|pad|><|pad|>", both) == f" b{EOS}"
+    assert answer("a b<|pad|><|pad|>", [tokenizer.eos_token_id]) == answer("a b<|pad|>") == " b"
+    for tokenizer.pad_token in (EOS, None):  # trainers pad with EOS where there is nothing else
+        assert answer(f"{EOS}{EOS}a b{EOS}{EOS}") == f" b{EOS}"
+        assert answer(f"{EOS}a b") == " b"
+        assert answer(f"a{EOS}") == EOS
+    assert pad != tokenizer.eos_token_id
+
+
 def test_a_prompt_as_its_tokenizer_gives_it_back(tmp_path):
     """Lower-cased by the tokenizer, so the decoded query does not begin with the prompt as it was written."""
     from inverselm.training.scratch_tokenizer import build_tokenizer
 
     build_tokenizer({"type": "bpe", "vocab_size": 270, "lowercase": True}, ["a b c"]).save_pretrained(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    assert answer_text(tokenizer, "what is it? yes", "What is it?") == " yes"
+    ids, answer = split_query(tokenizer, "what is it? yes", "What is it?")
+    assert (ids, answer) == (tokenizer("what is it?")["input_ids"], " yes")
     with pytest.raises(ValueError, match="does not begin with its prompt"):
-        answer_text(tokenizer, "what was it? yes", "What is it?")
+        split_query(tokenizer, "what was it? yes", "What is it?")
 
 
 def test_encoder_decoders():

@@ -92,7 +92,10 @@ def test_an_input_that_changed_is_refused(tmp_path):
     write(path, "jsonl")
     found = survey(str(path), "train", 4)
     before = path.read_bytes()
-    for content, words in ((before + b"\n{}", "its size"), (before.replace(b"{", b"x"), "changed since the run began")):
+    for content, words in (
+        (before + b"\n{}", r"began \(its size\); start anew$"),
+        (before.replace(b"{", b"x"), "changed since the run began"),
+    ):
         path.write_bytes(content)
         with pytest.raises(UserError, match=words):
             read(found, found.shards, 4)

@@ -217,7 +217,13 @@ def _entry(f: Any, width: int, own: bool) -> str:
     text = str(f.metadata.get("help", "")) if own else _TEXTS.get(f.name, str(f.metadata.get("help", "")))
     text = re.sub(r"\s+", " ", text)
     shown = f.default not in (None, dataclasses.MISSING, "", False) and "efault:" not in text
+    choices = [str(choice) for choice in f.metadata.get("choices") or () if own]
+    notes = []
+    if any(not re.search(rf"(?<!\w){re.escape(choice)}(?!\w)", text) for choice in choices):
+        notes.append(" | ".join(choices))
+    if shown:
+        notes.append(f"default: {f.default}")
     head = f"  --{f.name}"
     first = f"{head:<29}" if len(head) < 29 else f"{head}\n{'':<29}"
-    body = textwrap.fill(text + (f" (default: {f.default})" if shown else ""), width - 29)
+    body = textwrap.fill(text + (f" ({'; '.join(notes)})" if notes else ""), width - 29)
     return first + body.replace("\n", "\n" + " " * 29)

@@ -32,6 +32,16 @@ def check_output_file(path: str, *, overwrite: bool, inputs: Sequence[str | None
         raise UserError(f"{flag}{path}: no permission to write in {parent}")
 
 
+def check_no_unfinished(path: str, *, resume: bool, overwrite: bool) -> None:
+    """What an interrupted run of `Chunks` wrote is thrown away only if asked for.
+
+    Raises:
+        UserError: there is such a part, and neither flag.
+    """
+    if Path(f"{path}.unfinished.json").exists() and not (resume or overwrite):
+        raise UserError(f"{path}: an interrupted run began it; --resume continues it, --overwrite starts anew")
+
+
 class Chunks:
     """Writes chunk after chunk to `<path>.unfinished`, and renames it at the end.
 

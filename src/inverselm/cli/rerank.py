@@ -13,7 +13,7 @@ from ..errors import UserError
 from ..inference.reranking import BY
 from ..inference.segments import UNITS
 from .arguments import Help, parse
-from .output import check_output_file
+from .output import check_no_unfinished, check_output_file
 from .score_flags import RewardFlags
 
 
@@ -82,13 +82,14 @@ def run(command: str, argv: Sequence[str]) -> None:
     if args.unit != "token" and args.by != "min":
         raise UserError(f"--unit {args.unit} is for --by min; drop it")
     check_output_file(args.output_file, overwrite=args.overwrite, inputs=[args.dataset_name], flag="--output_file ")
+    scores_file = Path(f"{args.output_file}.scores")
+    check_no_unfinished(str(scores_file), resume=args.resume, overwrite=args.overwrite)
     kind, baselines, config = _check_models(args)
     rows = read_rows(args, config, sampled=True)
     groups = [row.key for row in rows]
     if len(set(groups)) == len(groups):
         raise UserError(f"{args.dataset_name}: no prompt has two answers; sample several: generate --num_return 8")
     args.device = resolve_device(args.device)
-    scores_file = Path(f"{args.output_file}.scores")
     scored = score_rows(args, kind, baselines, rows, scores_file, args.resume)
     left_out = sum(bool(row.why) for row in rows)
     records, facts = _ranked([row for row in rows if row.pair is not None], scored, args)

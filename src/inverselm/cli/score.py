@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from ..errors import UserError
 from .arguments import parse
 from .heatmaps import terminal_heatmap, write_page
-from .output import Chunks, check_output_file
+from .output import Chunks, check_no_unfinished, check_output_file
 from .score_flags import GUIDE, REWARDS, ScoreArguments
+from .score_report import closing, say_left_out, written
 
 if TYPE_CHECKING:
     from ..scorers import TokenScorer
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["CHUNK", "REWARDS", "ScoreArguments", "load_scorer", "row_scorer", "run"]
 
 CHUNK = 32  # batches that are in memory at once; between two saves of a JSONL file
-_SHOWN = 200  # characters of prompt and answer that are worth repeating
 
 
 def run(command: str, argv: Sequence[str]) -> None:
@@ -52,12 +52,12 @@ def run(command: str, argv: Sequence[str]) -> None:
     done = run_shards(args, place, str(output))
     if done is not None:
         counts, kind = done
-        _say_left_out(counts, args.on_error)
-        written = _written(counts, args.on_error == "keep")
-        print(f"Wrote {output}: {written:,} answers, {counts['tokens']:,} token rewards.")
+        say_left_out(counts, args.on_error)
+        answers = written(counts, args.on_error == "keep")
+        print(f"Wrote {output}: {answers:,} answers, {counts['tokens']:,} token rewards.")
         if args.html:
             _page(args, first_records(args, str(output), args.html_rows))
-        print(_closing(args, kind, output))
+        print(closing(args, kind, output))
 
 
 def _one_process(args: Any, output: str | None) -> None:
@@ -87,7 +87,7 @@ def _one_process(args: Any, output: str | None) -> None:
         records = _into_one_file(args, scorer, found, chunks)
     if args.html:
         _page(args, records)
-    print(_closing(args, kind, output))
+    print(closing(args, kind, output))
 
 
 def _into_one_file(args: Any, scorer: RowScorer, found: Survey, chunks: Chunks) -> list[dict[str, Any]]:
@@ -122,8 +122,8 @@ def _into_one_file(args: Any, scorer: RowScorer, found: Survey, chunks: Chunks) 
             break
         records += [item] if item["tokens"] else []
     chunks.finish()
-    _say_left_out(counts, args.on_error, scorer.too_long)
-    print(f"Wrote {chunks.path}: {_written(counts, errors):,} answers, {tokens:,} token rewards.")
+    say_left_out(counts, args.on_error, scorer.too_long)
+    print(f"Wrote {chunks.path}: {written(counts, errors):,} answers, {tokens:,} token rewards.")
     return records
 
 
@@ -137,10 +137,6 @@ def _settings(args: Any, kind: str, baselines: list[str], config: Any, found: Su
 
         settings |= {"input": found.identity, "models": fingerprints(args, baselines, config)}
     return settings
-
-
-def _written(counts: dict[str, int], errors: bool) -> int:
-    return sum(count for name, count in counts.items() if name != "tokens") if errors else counts.get("rows", 0)
 
 
 def _page(args: Any, records: list[dict[str, Any]]) -> None:
@@ -175,6 +171,8 @@ def _check_files(args: Any, output: str | None) -> None:
     for flag, path in (("--output_file ", None if args.output_dir else output), ("--html ", args.html)):
         if path:
             check_output_file(path, overwrite=args.overwrite, inputs=[args.dataset_name], flag=flag)
+    if output:
+        check_no_unfinished(output, resume=args.resume, overwrite=args.overwrite)
     if output and args.html and Path(output).absolute() == Path(args.html).absolute():
         raise UserError("--output_file and --html are the same file; name two")
     if args.output_dir and args.output_file:
@@ -269,36 +267,3 @@ def load_scorer(args: Any, kind: str, baselines: list[str]) -> TokenScorer:
 
 def _score(scorer: RowScorer, rows: list[dict[str, Any]]) -> list[ScoredRow]:
     return scorer.score(rows)
-
-
-def _say_left_out(counts: dict[str, int], on_error: str, too_long: str = "longer than the model has positions") -> None:
-    total = sum(count for name, count in counts.items() if name != "tokens")
-    reasons = {"long": too_long, "empty": "they have no token", "unusable": "they are no prompt and answer"}
-    fate = "without a score" if on_error == "keep" else "left out"
-    for reason, words in reasons.items():
-        if counts.get(reason):
-            print(f"{counts[reason]:,} of {total:,} answers ({counts[reason] / total:.1%}) are {fate}: {words}.")
-
-
-def _closing(args: Any, kind: str, output: str | None) -> str:
-    from .common import shell
-
-    model: tuple[str, ...] = ("--model_name_or_path", args.model_name_or_path)
-    if args.baseline:
-        model += ("--baseline", args.baseline)
-    if args.prompt is not None:
-        texts: tuple[str, ...] = ("--prompt", args.prompt, "--completion", args.completion)
-        whole = args.prompt + args.completion
-        if (
-            not whole.replace("\n", "").isprintable()
-            or len(whole) > _SHOWN
-            or any(text.startswith(("<", "-")) for text in texts[1::2])
-        ):
-            texts = ()  # nothing to be copied from a terminal
-        page = shell("score", *model, "--dataset_name", "<answers>", "--html", "heatmap.html")
-        return "\n".join(["Next:", shell("inspect", *model, *texts), page])
-    look = shell("inspect", *model, "--dataset_name", output)
-    if kind == "log_ratio":
-        dpr = shell("dpr", *model, "--dataset_name", "<prompts>", "--output_dir", "runs/dpr")
-        return "\n".join(["Next:", look, dpr])
-    return f"Next: keep, drop or rank answers by their `reward`, or look at them:\n{look}"

@@ -173,8 +173,16 @@ def serve(service: RewardService, listener: socket.socket) -> bool:
 
     Returns:
         Whether all of it was answered: a second Ctrl-C does not wait.
+
+    Raises:
+        UserError: another program listens there by now.
     """
     import uvicorn
+
+    try:
+        listener.listen(2048)
+    except OSError as error:  # taken while the models were loaded
+        raise UserError(f"{url_of(listener)}: cannot listen there any more ({error.strerror})") from error
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -18,7 +19,9 @@ Answer = tuple[Any, str, bool]
 """Prompt (text or messages), answer, whether it ends with EOS."""
 
 KEPT_TOKENS = 400_000
-"""Readings are kept up to so many tokens, together."""
+"""Readings are kept up to so many tokens, together; eight characters of their texts count as one more."""
+
+logger = logging.getLogger(__name__)
 
 
 class GoneError(Exception):
@@ -74,9 +77,13 @@ class Desk:
 
     def _keep(self, key: str, reading: Reading) -> None:
         self._kept[key] = reading
-        self._tokens += len(reading.ids)
+        self._tokens += _size(key, reading)
         while self._tokens > KEPT_TOKENS and len(self._kept) > 1:
-            self._tokens -= len(self._kept.popitem(last=False)[1].ids)
+            self._tokens -= _size(*self._kept.popitem(last=False))
+
+
+def _size(key: str, reading: Reading) -> int:
+    return len(reading.ids) + len(key) // 8
 
 
 class Job:
@@ -92,6 +99,7 @@ class Job:
         self.desk, self.rows, self.batch_size = desk, rows, batch_size
         self.done, self.skipped, self.error = 0, 0, ""
         self._task: asyncio.Task[None] | None = None
+        self._stopping = False
         self._skip: set[int] = set()
 
     def state(self) -> dict[str, Any]:
@@ -108,13 +116,13 @@ class Job:
     def start(self) -> None:
         """Begin, or go on."""
         if self._task is None or self._task.done():
-            self.error = ""
+            self.error, self._stopping = "", False
             self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
         """End after the batch that is being read; what is known stays."""
         if self._task is not None:
-            self._task.cancel()
+            self._stopping = True  # not cancelled: its thread would read on, beside whoever is next
             await asyncio.wait([self._task])
 
     async def _run(self) -> None:
@@ -123,6 +131,8 @@ class Job:
         self.done = len(self.rows) - len(todo)
         try:
             for start in range(0, len(todo), self.batch_size):
+                if self._stopping:
+                    break
                 some = todo[start : start + self.batch_size]
                 items = [self.rows.row(i) for i in some]
                 answers = [(item["prompt"], item["completion"], item["add_eos"]) for item in items]
@@ -131,6 +141,9 @@ class Job:
                 self.done += len(some)
         except UserError as error:
             self.error = str(error)
+        except Exception as error:
+            logger.exception("Rows could not be scored")
+            self.error = f"{type(error).__name__}: the terminal shows where"
 
     def keep(self, index: int, reading: Reading | None) -> None:
         """Take the numbers of a row."""

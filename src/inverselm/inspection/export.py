@@ -32,7 +32,7 @@ def export(request: Any) -> tuple[bytes, str]:
     Example:
         >>> page, kind = export({"format": "html", "answers": [{"tokens": [["4", 0.2]]}]})
     """
-    if not isinstance(request, dict) or request.get("format") not in FORMATS:
+    if not isinstance(request, dict) or request.get("format") not in list(FORMATS):
         raise UserError(f"'format' must be one of {', '.join(FORMATS)}")
     items = request.get("answers")
     if not isinstance(items, list) or not 1 <= len(items) <= _ANSWERS:
@@ -68,7 +68,9 @@ def _answer(item: Any) -> ScoredAnswer:
 
 
 def _is_number(value: Any) -> bool:
-    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+    if isinstance(value, int) and not isinstance(value, bool):
+        return abs(value) < 10**300  # more than that is no float
+    return value is None or isinstance(value, float)
 
 
 def _text(item: dict[str, Any], name: str, default: str = "") -> str:

@@ -100,7 +100,7 @@ class RowFile:
         self._data.flush()
 
     def _add(self, where: str, start: int, record: dict[str, Any], need_scores: bool) -> None:
-        scored = check_record(record, where, need_scores)
+        scored = check_record(record, where, need_scores) and bool(record["tokens"])  # none: a row with an `error`
         self._text_starts.append(self._text.tell())
         text = f"{shown(record['prompt'])}\n{answer_text(record)}".replace("\0", " ").casefold()
         self._text.write(text.encode("utf-8", "replace") + b"\0")
@@ -120,7 +120,7 @@ class RowFile:
         """
         record = self._record(index)
         tokens, stored = record.get("tokens"), None
-        if tokens is not None:
+        if tokens:
             stored = stored_reading(tokens, bool(record.get("terminated", False)))
         facts = {name: text_fact(value) for name, value in record.items() if name not in _OWN and value is not None}
         return {
@@ -139,7 +139,7 @@ class RowFile:
         prompt, answer = shown(record["prompt"]).strip(), answer_text(record).strip()
         stats = {
             by: {key: _plain(numbers[key][index]) for key in KEYS}
-            for by, numbers in self._stats.items()
+            for by, numbers in list(self._stats.items())  # another thread may add one
             if self.has_stats(by, index)
         }
         return {"index": index, "prompt": prompt[-_SNIPPET:], "completion": answer[:_SNIPPET], "stats": stats}
@@ -243,9 +243,12 @@ def _records(path: Path, source: str, split: str) -> Iterator[tuple[str, dict[st
         yield from read_records(path)
         return
     from ..cli.data import LINE_COLUMN, load_rows
+    from ..scoring.tables import is_scored, json_record
 
-    for number, row in enumerate(load_rows(source, split=split), 1):
-        yield row.get(LINE_COLUMN) or f"{source}: row {number}", dict(row)
+    rows = load_rows(source, split=split)
+    scored = is_scored(rows.column_names or ())
+    for number, row in enumerate(rows, 1):
+        yield row.get(LINE_COLUMN) or f"{source}: row {number}", json_record(row) if scored else dict(row)
 
 
 def _plain(number: float) -> float | None:

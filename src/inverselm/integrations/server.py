@@ -125,7 +125,7 @@ class RewardService:
             Gauge("inverselm_running_requests", "Requests that are being answered.", lambda: self._running),
         )  # fmt: skip
         token_rewards = _Protocol(reader.read, self._token_rewards)
-        get_reward = _Protocol(lambda body: openrlhf.read(reader, body, apart=self._apart), self._get_reward)
+        get_reward = _Protocol(self._read_queries, self._get_reward)
         routes = [
             Route("/v1/token_rewards", self._scoring("/v1/token_rewards", token_rewards), methods=["POST"]),
             Route("/get_reward", self._scoring("/get_reward", get_reward), methods=["POST"]),
@@ -203,6 +203,9 @@ class RewardService:
         spans = (lambda ids: quick_spans(self.tokenizer, ids)) if asked.return_text else None
         rows = [answer(row, s, spans=spans, eos_ids=self.eos_ids) for row, s in zip(asked.rows, scores, strict=True)]
         return to_json({"model": self.settings.model, "reward_kind": self.settings.reward_kind, "rows": rows})
+
+    def _read_queries(self, body: bytes) -> Asked:
+        return openrlhf.read(self.reader, body, apart=self._apart, eos_ids=self.eos_ids)
 
     def _get_reward(self, asked: Asked, scores: Sequence[RowScores]) -> bytes:
         return to_json(openrlhf.answer(asked.rows, scores, mean=self.settings.mean))

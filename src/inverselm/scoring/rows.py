@@ -15,8 +15,9 @@ from ..errors import UserError
 from ..scorers import QFunctionReward, ScoredCompletion, TokenScorer
 from ..token_mdp import TokenBatch
 
-LONG, EMPTY, UNUSABLE = "long", "empty", "unusable"
-"""Why a row has no score: it does not fit into the model, has no token to score, or is no prompt with an answer."""
+LONG, EMPTY, UNUSABLE, NOT_FINITE = "long", "empty", "unusable", "not_finite"
+"""Why a row has no score: it does not fit into the model, has no token to score, is no prompt with an answer, or the
+model (a damaged one, or one in float16) gives no finite number."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class ScoredRow:
         scored: tokens with their rewards; None if the row could not be scored.
         values: V(s) at the state of every token, nats; None if the scorer has none.
         error: what is wrong, in words; empty if nothing is.
-        reason: one of `LONG`, `EMPTY`, `UNUSABLE`; empty if nothing is wrong.
+        reason: one of `LONG`, `EMPTY`, `UNUSABLE`, `NOT_FINITE`; empty if nothing is wrong.
     """
 
     scored: ScoredCompletion | None
@@ -55,7 +56,7 @@ def kept_rows(scored: Sequence[ScoredRow], on_error: str, where: Callable[[int],
     for i, row in enumerate(scored):
         if on_error == "keep" or not row.reason:
             kept.append(i)
-        elif on_error == "stop" or row.reason == UNUSABLE:
+        elif on_error == "stop" or row.reason in (UNUSABLE, NOT_FINITE):
             raise UserError(f"{where(i)}: {row.error}; --on_error keep writes such rows with their error")
     return kept
 
@@ -122,6 +123,9 @@ class RowScorer:
             answers = [pair.completion_ids for pair in pairs.values()]
             scores = scorer.score_ids(prompts, answers, batch_size=self.batch_size)
             for i, ids, numbers in zip(pairs, answers, scores, strict=True):
+                if not torch.isfinite(numbers.rewards).all():
+                    out[i] = ScoredRow(None, None, "the model gives a reward that is no finite number", NOT_FINITE)
+                    continue
                 rewards = numbers.rewards[:, 0] if self._valued else numbers.rewards
                 values = tuple(numbers.rewards[:, 1].tolist()) if self._valued else None
                 out[i] = ScoredRow(scorer._scored(ids, rewards), values)

@@ -118,6 +118,8 @@ class JsonlTables:
                     raise ValueError("it has fewer rows")
                 left -= len(records)
                 yield pa.Table.from_pylist(records, schema=self.schema)
+        except UserError:
+            raise
         except (
             OSError,
             EOFError,

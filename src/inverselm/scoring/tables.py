@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,16 +102,25 @@ def record(row: dict[str, Any], scored: ScoredRow, *, errors: bool = False) -> d
 
 def records_of(table: pa.Table) -> Iterator[dict[str, Any]]:
     """Scored rows of a Parquet table as the JSON records of the same rows."""
-    for row in table.to_pylist():
-        ids, starts, ends, rewards = (row.pop(name) or [] for name in ("token_ids", "starts", "ends", "rewards"))
-        text = row.pop("scored_text")
-        tokens = [
-            {"token_id": i, "text": text[a:b], "start": a, "end": b, "reward": r}
-            for i, a, b, r in zip(ids, starts, ends, rewards, strict=True)
-        ]
-        tail = {name: row.pop(name) for name in ("reward", "terminated", "error")}
-        del row["input_row"], row["values"]
-        yield {**row, "scored_text": text, "tokens": tokens, **tail}
+    yield from map(json_record, table.to_pylist())
+
+
+def is_scored(names: Sequence[str]) -> bool:
+    """Whether columns are those of scored rows."""
+    return {field.name for field in own_fields()} <= set(names)
+
+
+def json_record(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A scored row of a Parquet file as the JSON record of the same row."""
+    own = {field.name: row[field.name] for field in own_fields()}
+    ids, starts, ends, rewards = (own[name] or [] for name in ("token_ids", "starts", "ends", "rewards"))
+    text = own["scored_text"]
+    tokens = [
+        {"token_id": i, "text": text[a:b], "start": a, "end": b, "reward": r}
+        for i, a, b, r in zip(ids, starts, ends, rewards, strict=True)
+    ]
+    tail = {name: own[name] for name in ("reward", "terminated", "error")}
+    return {**{k: v for k, v in row.items() if k not in own}, "scored_text": text, "tokens": tokens, **tail}
 
 
 def read_facts(path: str | Path) -> dict[str, Any]:

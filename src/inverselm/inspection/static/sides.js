@@ -13,6 +13,7 @@ export class Side {
     this.reading = null; // of the texts, or of those a moment ago
     this.original = null; // {prompt, answer, eos, reading}: unedited
     this.row = null;
+    this.given = {}; // prompt and answer as they were put in: a field makes one line break of every kind
     this.busy = false; // the reading is not yet that of the texts
     this.timer = 0;
     this.controller = null;
@@ -42,7 +43,7 @@ export class Side {
   /** Put texts in, as the unedited ones. */
   load({ prompt, messages = null, answer, eos = true, row = null, stored = null }) {
     this.cancel();
-    Object.assign(this, { messages, row, stored, reading: stored, original: null });
+    Object.assign(this, { messages, row, stored, reading: stored, original: null, given: { prompt, answer } });
     this.prompt.value = prompt;
     this.prompt.readOnly = Boolean(messages) || !this.canScore;
     this.answer.value = answer;
@@ -65,8 +66,9 @@ export class Side {
   /** Score what is in the fields. */
   async now() {
     this.cancel();
-    if (!this.canScore || this.isEmpty) {
-      if (this.isEmpty) { this.reading = null; this.original = null; }
+    const nothing = this.isEmpty && (this.row === null || this.edited || !this.eos.checked); // else EOS alone
+    if (!this.canScore || nothing) {
+      if (nothing) { this.reading = null; this.original = null; }
       this.hooks.onChange();
       return;
     }
@@ -74,14 +76,15 @@ export class Side {
     this.controller = controller;
     this.busy = true;
     this.hooks.onChange();
-    const asked = { prompt: this.#asked(), completion: this.answer.value, add_eos: this.eos.checked };
+    const answer = this.answer.value;
+    const asked = { prompt: this.#asked(), completion: this.#text("answer"), add_eos: this.eos.checked };
     if (this.row !== null && !this.edited) asked.row = this.row;
     try {
       const reading = await score(asked, controller.signal);
       if (this.controller !== controller) return;
       if (this.stored && same(this.stored.texts, reading.texts)) reading.rewards.file = this.stored.rewards.file;
       this.reading = reading;
-      this.original ??= { prompt: this.prompt.value, answer: asked.completion, eos: asked.add_eos, reading };
+      this.original ??= { prompt: this.prompt.value, answer, eos: asked.add_eos, reading };
       if (!this.edited) this.original.reading = reading;
       this.hooks.onError(null);
     } catch (error) {
@@ -129,7 +132,14 @@ export class Side {
 
   #asked() {
     if (this.messages) return this.messages;
-    return $("chat").checked ? [{ role: "user", content: this.prompt.value }] : this.prompt.value;
+    const text = this.#text("prompt");
+    return $("chat").checked ? [{ role: "user", content: text }] : text;
+  }
+
+  /** What is in a field; as it was put in, if that is what it shows. */
+  #text(name) {
+    const given = this.given[name], shown = this[name].value;
+    return given?.replace(/\r\n?/g, "\n") === shown ? given : shown;
   }
 }
 
