@@ -21,6 +21,11 @@ _EXPORTS = {
     "Seq2SeqIQLearnTrainer": ".training",
     "DensePathConfig": ".training",
     "DensePathTrainer": ".training",
+    "SelfPlayConfig": ".training",
+    "SelfPlayTrainer": ".training",
+    "self_play": ".training.self_play",
+    "GAILConfig": ".training",
+    "GAILTrainer": ".training",
     "BaselineCheckpointCallback": ".training",
     "UserError": ".errors",
 }

@@ -19,6 +19,8 @@ from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from helpers.data import sums, text_tokenizer, tiny_for, toy_tokenizer
+from helpers.gail import by_prompt
+from helpers.gail import gail as gail_run
 from helpers.rollouts import SFT, dense_path
 from helpers.training import arguments, make, steps
 from inverselm.training.checkpoints import BaselineCheckpointCallback
@@ -84,6 +86,24 @@ def dpr_adapters(folder: Path) -> Any:
     return dense_path(folder, policy, reward, **SAVED)
 
 
+def gail(folder: Path) -> Any:
+    """A checkpoint lies where samples are made anew; the weight of the KL is on its way."""
+    options = {"rollout_every": 2, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}
+    return gail_run(folder, kl_anneal_steps=5, collapse_steps=9, **options, **SAVED)
+
+
+def gail_head(folder: Path) -> Any:
+    """An adapter, and heads on its base."""
+    lora = LoraConfig(**LORA, lora_dropout=0.3)
+    return gail_run(folder, critics="head", peft_config=lora, entropy_coef=0.1, **SAVED)
+
+
+def gail_global_batch(folder: Path) -> Any:
+    """The same 8 rows at each step, and answers that depend on the prompt alone."""
+    size = 8 // int(os.environ.get("WORLD_SIZE", "1"))
+    return gail_run(folder, fixed=by_prompt, per_device_train_batch_size=size, max_steps=4, entropy_coef=0.1)
+
+
 def iqlearn_global_batch(folder: Path) -> Any:
     """The same 8 rows at each step, however many processes there are."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
@@ -112,6 +132,9 @@ KINDS = {
         dpr,
         dpr_buffer,
         dpr_adapters,
+        gail,
+        gail_head,
+        gail_global_batch,
         iqlearn_global_batch,
         dpr_spread_group,
     )
@@ -141,7 +164,9 @@ def run(kind: str, folder: Path, hang_at: int | None = None) -> None:
         "world": trainer.accelerator.num_processes,
         "weights": float(sum(p.double().abs().sum() for p in weights)),
         "rollouts": [
-            [seen["prompts"], seen["completions"], seen["advantages"].tolist()] for seen in getattr(trainer, "seen", [])
+            [seen["prompts"], seen["completions"], seen["advantages"].tolist()]
+            for seen in getattr(trainer, "seen", [])
+            if isinstance(seen, dict)
         ],
     }
     (folder / f"rank-{trainer.accelerator.process_index}.json").write_text(json.dumps(found))

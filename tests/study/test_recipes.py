@@ -73,7 +73,7 @@ def test_e2e_keeps_all_references_of_a_meaning(tmp_path, monkeypatch, packed):
     assert len({row["mr"] for row in parts["valid"]}) == 2
 
 
-@pytest.mark.parametrize("name", ["cmudict", "e2e_nlg"])
+@pytest.mark.parametrize("name", ["cmudict", "e2e_nlg", "multi30k"])
 def test_the_studies_say_nothing_unknown(name):
     spec = read_spec(RECIPES / name / "study.yaml")
     check_flags(spec)

@@ -40,7 +40,7 @@ def digits(completion, references, row):
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory):
-    """Data, a model description, and a study of five methods."""
+    """Data, a model description, and a study of seven methods."""
     folder = tmp_path_factory.mktemp("study")
     rows = [{"prompt": f"{a}+{b}=", "completion": str(a + b)} for a in range(10) for b in range(8)]
     for name, part in {"train": rows[::2], "valid": rows[1:12:4], "test": rows[3:16:4]}.items():
@@ -78,6 +78,8 @@ def study(bench, **more):
                 "save_steps": 1,
                 "gradient_checkpointing": False,
             },
+            "gail": {"max_steps": 2, "max_completion_length": 4, "save_steps": 1, "gradient_checkpointing": False},
+            "selfplay": {"max_steps": 1, "max_completion_length": 4, "gradient_checkpointing": False},
         },
         "evaluation": {"samplers": ["greedy", "T=1.0"], "num_samples": 2, "max_new_tokens": 4, "batch_size": 4},
         "rewards": {"metric": "digits", "num_bootstrap": 20, "chart": False},
@@ -85,6 +87,8 @@ def study(bench, **more):
             "sft": {"command": "sft"},
             "iq": {"command": "iqlearn", "td_coef": 0.1, "baseline_fraction": 0},
             "dpr": {"command": "dpr", "from": "sft"},
+            "gail": {"command": "gail", "from": "sft", "critics": "head"},
+            "spin": {"command": "selfplay", "from": "sft", "iterations": 2, "loss_type": "spin"},
             "guided": {"command": "none", "from": "sft", "guided": 0.5, "role": "control"},
             "beyond": {"command": "extrapolate", "from": "sft", "weight": 0.5, "role": "control"},
         },
@@ -114,19 +118,20 @@ def unbroken(bench):
 @pytest.mark.slow
 def test_everything_is_there(unbroken):
     records = [json.loads(path.read_text(encoding="utf-8")) for path in unbroken.glob("runs/*/*/*/stages/*.json")]
-    assert len(records) == 4 + 2 * 5 + 1
+    assert len(records) == 6 + 2 * 7 + 1
     assert all(record["seconds"] > 0 and record["peak_rss"] > 2**20 for record in records)
     assert len({record["code"] for record in records}) == 1
     assert all(record["data"] == records[0]["data"] != {} for record in records)
     found = products(unbroken)
-    assert sum(name.endswith(".jsonl") for name in found) == 2 * 5 * 2
+    assert sum(name.endswith(".jsonl") for name in found) == 2 * 7 * 2
     content = json.loads((unbroken / "study.json").read_text(encoding="utf-8"))
     assert content["metrics"] == {"right": "high", "digits": "high"}
     assert content["rows"] == {"16": 16}
     assert content["methods"]["sft"]["role"] == "reference"
     model = unbroken / "runs/16/sft/seed0/model"
     assert (model / "baseline/model.safetensors").is_file()
-    assert not list(model.glob("checkpoint-*"))
+    assert not list(unbroken.glob("runs/16/*/seed0/model/checkpoint-*"))
+    assert not list(unbroken.glob("runs/16/*/seed0/model/iteration_*"))
     guided = json.loads((unbroken / "runs/16/guided/seed0/test/results.json").read_text(encoding="utf-8"))
     assert [row["sampler"] for row in guided["rows"]] == ["greedy,guided=0.5", "T=1.0,guided=0.5"]
     assert "inverselm sft --dataset_name" in (unbroken / "runs/16/sft/seed0/log.txt").read_text(encoding="utf-8")

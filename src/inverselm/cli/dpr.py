@@ -117,8 +117,8 @@ def run(command: str, argv: Sequence[str]) -> None:
     rows, found = load_checked(data, "prompts")
     check_chat_template(tokenizer, found, data.dataset_name)
     room = positions_of(config), training.max_completion_length
-    rows, held_out = _with_room(rows, tokenizer, *room), load_eval(data, training, "prompts")
-    held_out = held_out and _with_room(held_out, tokenizer, *room)
+    rows, held_out = with_room(rows, tokenizer, *room), load_eval(data, training, "prompts")
+    held_out = held_out and with_room(held_out, tokenizer, *room)
     policy, reward = load_policy_and_reward(
         sft,
         baselines,
@@ -179,7 +179,7 @@ def _check_answers_to_shuffle(training: Any) -> None:
             raise UserError(f"--reward_control shuffled_sequences needs two answers at a time; raise --{name}")
 
 
-def _with_room(rows: Any, tokenizer: Any, positions: int | None, answer: int) -> Any:
+def with_room(rows: Any, tokenizer: Any, positions: int | None, answer: int) -> Any:
     """Leave out prompts that leave no room for an answer in the model's positions, and say how many."""
     if positions is None or not hasattr(rows, "select"):
         return rows

@@ -14,6 +14,7 @@ COMMANDS = {
     "sft": ("finetune", "fine-tune on demonstrations (TRL's SFT) and keep the baseline checkpoint"),
     "iqlearn": ("finetune", "fine-tune on demonstrations by inverse soft-Q-learning"),
     "dpr": ("dpr", "improve an SFT model with its own dense reward (Dense-Path REINFORCE)"),
+    "gail": ("gail", "train against a discriminator between demonstrations and own answers (GAIL)"),
     "selfplay": ("selfplay", "improve an SFT model against its own answers (SPIN, GSIL)"),
     "score": ("score", "token rewards of answers, as JSONL, in the terminal or as a heatmap"),
     "generate": ("generate", "sample answers to prompts, and measure them"),

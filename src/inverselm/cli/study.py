@@ -97,7 +97,10 @@ def check_flags(spec: Any) -> None:
     from trl import ModelConfig, SFTConfig
 
     from ..training.dense_path import DensePathConfig
+    from ..training.gail import GAILConfig
     from ..training.online import OnlineIQLearnConfig
+    from ..training.self_play_config import SelfPlayConfig
+    from .arguments import DataArguments
     from .baselines import BaselineArguments
     from .dpr import RewardArguments
     from .evaluate import EvaluateArguments
@@ -107,6 +110,8 @@ def check_flags(spec: Any) -> None:
         "sft": (BaselineArguments, SFTConfig, ModelConfig),
         "iqlearn": (BaselineArguments, OnlineIQLearnConfig, ModelConfig),
         "dpr": (RewardArguments, DensePathConfig, ModelConfig),
+        "gail": (DataArguments, GAILConfig, ModelConfig),
+        "selfplay": (DataArguments, SelfPlayConfig, ModelConfig),
         "extrapolate": (ExtrapolateArguments,),
     }
     for method in spec.methods.values():

@@ -6,7 +6,20 @@ import torch
 import transformers
 import trl
 
-from ..cli import dpr, evaluate, finetune
+from ..cli import dpr, evaluate, finetune, gail, selfplay
 from ..evaluation import sampling, sweep
 
-__all__ = ["datasets", "dpr", "evaluate", "finetune", "peft", "sampling", "sweep", "torch", "transformers", "trl"]
+__all__ = [
+    "datasets",
+    "dpr",
+    "evaluate",
+    "finetune",
+    "gail",
+    "peft",
+    "sampling",
+    "selfplay",
+    "sweep",
+    "torch",
+    "transformers",
+    "trl",
+]

@@ -55,7 +55,7 @@ def _run(stage: Stage, code: str, keep_checkpoints: bool) -> int:
     if status == 0:
         _write_record(stage, code, argv, time.perf_counter() - start)
         if stage.kind == "train" and not keep_checkpoints:
-            for old in stage.output.glob("checkpoint-*"):
+            for old in (*stage.output.glob("checkpoint-*"), *stage.output.glob("iteration_*")):
                 shutil.rmtree(old, ignore_errors=True)
     return status
 
@@ -67,7 +67,11 @@ def can_resume(stage: Stage) -> bool:
     if stage.kind == "train":
         if stage.command == "extrapolate":
             return False
-        multiple = 1
+        if stage.command == "selfplay":
+            from ..training.self_play import can_resume as self_play_can_resume
+
+            return self_play_can_resume(stage.output)
+        multiple = int(stage.flags.get("rollout_every", 1))  # online methods resume where they sample anew
         if stage.command == "dpr":  # whole rollouts only, as the command itself asks for
             accumulation = int(stage.flags.get("gradient_accumulation_steps", 1))
             per_generation = int(stage.flags.get("steps_per_generation") or accumulation)

@@ -50,7 +50,7 @@ def load_policy_and_reward(
     bases = {adapter_base(folder) for folder in folders}
     if len(bases) > 1 or None in bases:
         trained = load_model(start, **loading)
-        _make_trainable(trained)
+        make_trainable(trained)
         reward = TokenReward.from_checkpoints(sft, list(baselines), device=device, **loading, **options)
         return trained, reward
     shared: Any = load_model(start, **loading)
@@ -59,12 +59,12 @@ def load_policy_and_reward(
         shared.load_adapter(str(folder), adapter_name=name)
     shared.set_adapter("default")
     shared.save_pretrained = partial(shared.save_pretrained, selected_adapters=["default"])
-    _make_trainable(shared)
+    make_trainable(shared)
     frozen = [FrozenLM(shared, name, str(folder)) for name, folder in zip(names, [sft, *baselines], strict=True)]
     return shared, TokenReward.from_frozen(sft, baselines, frozen, trust_remote_code=trust_remote_code, **options)
 
 
-def _make_trainable(model: nn.Module) -> None:
+def make_trainable(model: nn.Module) -> None:
     """All parameters of a full model; of a PeftModel those of its active adapter."""
     if not hasattr(model, "peft_config"):
         model.requires_grad_(True)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from trl.models.utils import unwrap_model_for_generation
 
 from ..errors import UserError
-from ..inference.generate import Completion, generate
 from ..objectives import Loss, iqlearn_online
 from ..token_mdp import TokenBatch, TokenStats
 from .iqlearn import IQLearnConfig, IQLearnTrainer
+from .rollouts import Rollouts, check_saves, prompts_of, stacked
+
+__all__ = ["OnlineIQLearnConfig", "OnlineIQLearnTrainer", "prompts_of", "stacked"]
 
 
 @dataclass
@@ -50,15 +50,10 @@ class OnlineIQLearnConfig(IQLearnConfig):
             raise UserError("mix_in has no part in the loss without a temporal difference; set td_coef above 0.")
         if self.packing:
             raise UserError("mix_in answers the prompt of each row: set packing=False.")
-        saves = str(getattr(self.save_strategy, "value", self.save_strategy))
-        if self.rollout_every > 1 and (saves == "epoch" or (saves == "steps" and self.save_steps % self.rollout_every)):
-            raise UserError(
-                f"a run can resume only where it samples anew: set save_strategy='steps' and save_steps to a multiple "
-                f"of rollout_every={self.rollout_every}."
-            )
+        check_saves(self)
 
 
-class OnlineIQLearnTrainer(IQLearnTrainer):
+class OnlineIQLearnTrainer(Rollouts, IQLearnTrainer):
     """IQLearnTrainer whose temporal difference is over demonstrations and own samples (arXiv 2409.01369, eq. 15-17).
 
     -log pi over demonstrations + td_coef [(1 - mix_in) r^2 over demonstrations + mix_in r^2 over own samples], with
@@ -84,7 +79,6 @@ class OnlineIQLearnTrainer(IQLearnTrainer):
         super().__init__(model, args=args, **kwargs)
         if args.mix_in and self.is_fsdp_enabled:
             raise UserError("mix_in with FSDP is not supported: sampling needs whole weights. Use DDP or DeepSpeed.")
-        self._samples: list[dict[str, Tensor]] = []
 
     # --- rollouts -----------------------------------------------------------------------------------------------------
 
@@ -92,50 +86,8 @@ class OnlineIQLearnTrainer(IQLearnTrainer):
         """The micro-batches of a step, each with own samples of its prompts."""
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self.args.mix_in and batches and self.scheduled_td_coef():
-            if self.state.global_step % self.args.rollout_every == 0 or not self._samples:
-                self._samples = self._rollout(batches)
-            chosen = [self._samples[i % len(self._samples)] for i in range(len(batches))]
-            total = torch.stack([sample["actions"].sum() for sample in chosen]).sum().to(device)
-            if self.args.average_tokens_across_devices:
-                total = self.accelerator.gather(total).sum()
-            batches = [
-                {**inputs, "own": {**sample, "total": total}} for inputs, sample in zip(batches, chosen, strict=True)
-            ]
+            batches = self.with_samples(batches, device)
         return batches, count
-
-    def _rollout(self, batches: Sequence[dict[str, Any]]) -> list[dict[str, Tensor]]:
-        """Own samples on the prompts of each micro-batch, all generated together."""
-        prompts = [prompts_of(self._token_batch(inputs)) for inputs in batches]
-        args = self.args
-        with unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model:
-            answers = generate(
-                model,
-                self._tokenizer,
-                [prompt for group in prompts for prompt in group],
-                max_new_tokens=args.max_completion_length,
-                batch_size=args.per_device_train_batch_size,
-                seed=args.seed + 1_000_003 * (self.state.global_step + 1) + 7919 * self.accelerator.process_index,
-                progress=False,
-            )
-        drawn = iter(completion for [completion] in answers)
-        return [self._as_tensors(group, [next(drawn) for _ in group]) for group in prompts]
-
-    def _as_tensors(self, prompts: Sequence[list[int]], answers: Sequence[Completion]) -> dict[str, Tensor]:
-        pad = self._tokenizer.pad_token_id
-        batch = TokenBatch.from_ids(
-            prompts,
-            [answer.token_ids for answer in answers],
-            pad_token_id=self._eos_token_ids[0] if pad is None else pad,
-            eos_token_ids=self._eos_token_ids,
-            pad_to_multiple_of=self.args.pad_to_multiple_of,
-        )
-        finished = torch.tensor([float(answer.finished) for answer in answers])
-        return {
-            "input_ids": batch.input_ids,
-            "attention_mask": batch.attention_mask,
-            "actions": batch.action_mask,
-            "finished": finished,
-        }
 
     # --- loss ---------------------------------------------------------------------------------------------------------
 
@@ -180,35 +132,3 @@ class OnlineIQLearnTrainer(IQLearnTrainer):
         self._metrics["train"]["own_length"].append(actions / max(answers, 1.0))
         self._metrics["train"]["own_truncated"].append(cut / max(answers, 1.0))
         return super().record_loss(inputs, batch.rows(slice(rows)), stats.rows(slice(rows)), metrics)
-
-
-def prompts_of(batch: TokenBatch) -> list[list[int]]:
-    """The ids before the first action of each row that has one: what a policy is to answer.
-
-    Example:
-        >>> prompts_of(TokenBatch.from_ids([[5, 6], [7]], [[8, 2], [9, 2]], pad_token_id=0, eos_token_ids=[2]))
-        [[5, 6], [7]]
-    """
-    prompts = []
-    for ids, real, actions in zip(batch.input_ids, batch.attention_mask, batch.action_mask, strict=True):
-        if bool(actions.any()):
-            before = real.clone()
-            before[int(actions.long().argmax()) :] = False
-            prompts.append(ids[before].tolist())
-    return prompts
-
-
-def stacked(batch: TokenBatch, own: dict[str, Tensor], *, eos_token_ids: Sequence[int]) -> TokenBatch:
-    """The rows of a batch, and below them own samples, padded to one width."""
-    width = max(batch.input_ids.size(1), own["input_ids"].size(1))
-
-    def both(first: Tensor, second: Tensor) -> Tensor:
-        parts = [torch.nn.functional.pad(x, (0, width - x.size(1))) for x in (first, second.to(first.device))]
-        return torch.cat(parts)
-
-    return TokenBatch.build(
-        both(batch.input_ids, own["input_ids"]),
-        both(batch.action_mask, own["actions"]),
-        eos_token_ids=eos_token_ids,
-        attention_mask=both(batch.attention_mask, own["attention_mask"]),
-    )
