@@ -113,7 +113,7 @@ def test_a_collapse_is_said_in_one_line(desk, capsys):
     ids=str,
 )
 def test_what_is_refused(desk, capsys, monkeypatch, argv, message):
-    monkeypatch.setattr(gail, "train", None)  # never reached
+    monkeypatch.setattr(gail, "train_and_save", None)  # never reached
     assert main(argv) == 2
     error = capsys.readouterr().err
     assert message in error

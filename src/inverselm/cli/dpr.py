@@ -10,9 +10,6 @@ from trl import ModelConfig, get_peft_config
 
 from ..errors import UserError
 from ..scorers import REWARD_CONTROLS, ControlledReward
-from ..scorers.frozen import adapter_base
-from ..scorers.markers import write_marker
-from ..scorers.text import prompt_ids
 from ..training.dense_path import DensePathConfig, DensePathTrainer
 from ..training.loading import load_policy_and_reward
 from .arguments import DataArguments, Help, parse
@@ -25,8 +22,8 @@ from .common import (
     quiet_libraries,
     say,
     shell,
-    train,
 )
+from .from_sft import check_start, say_cpu, train_and_save, with_room
 from .models import (
     check_model,
     check_packages,
@@ -102,16 +99,12 @@ def run(command: str, argv: Sequence[str]) -> None:
     sft, remote = model_args.model_name_or_path, training.trust_remote_code
     reads = [sft, data.policy, *(data.baseline or "").split(",")]
     resume = check_run_folder(training, data.overwrite_output_dir, reads, training.steps_per_rollout)
-    config = check_model(sft, trust_remote_code=remote)
-    if config.is_encoder_decoder:
-        raise UserError(f"--model_name_or_path {sft}: dpr does not train encoder-decoder models (iqlearn does)")
+    config = check_start(command, data, model_args, remote=remote, policy=data.policy)
     baselines = check_reward_models(sft, data.baseline, remote)
     tokenizer = load_tokenizer(sft, model_args.model_revision, remote)
     if data.policy:
         check_model(data.policy, "--policy", remote)
         check_shared_tokenizer(tokenizer, sft, data.policy, remote)
-    if model_args.use_peft and adapter_base(data.policy or sft):
-        raise UserError("--use_peft: the policy starts as an adapter already; leave the flag out")
     if data.centre_rewards and len(baselines) > 1:
         raise UserError("--centre_rewards is defined for one baseline; name one, or leave it out")
     rows, found = load_checked(data, "prompts")
@@ -134,8 +127,7 @@ def run(command: str, argv: Sequence[str]) -> None:
     if data.reward_control:
         reward = ControlledReward(reward, data.reward_control, seed=training.seed)
         say(f"Control: the reward is {data.reward_control}, not the dense reward.")
-    if training.use_cpu:
-        say(f"Training on the CPU in {'bfloat16' if training.bf16 else 'float32'}.")
+    say_cpu(training)
     clear_run_folder(training, data.overwrite_output_dir)
     trainer = DensePathTrainer(
         policy,
@@ -146,20 +138,14 @@ def run(command: str, argv: Sequence[str]) -> None:
         processing_class=tokenizer,
         peft_config=get_peft_config(model_args),
     )
-    train(trainer, resume)
-    trainer.save_model(training.output_dir)
-    trainer.save_state()
-    if trainer.accelerator.is_main_process:
-        facts = {"sft": str(sft), "kl_coef": training.kl_coef, "credit": training.credit}
-        facts |= {"reward_control": data.reward_control} if data.reward_control else {}
-        write_marker(training.output_dir, "dpr", **facts)
+    facts = {"sft": str(sft), "kl_coef": training.kl_coef, "credit": training.credit}
+    facts |= {"reward_control": data.reward_control} if data.reward_control else {}
+    train_and_save(trainer, training, resume, "dpr", facts)
     say(_closing(training, sft))
     trainer.end()
 
 
 def _check_flags(data: Any, training: Any) -> None:
-    if data.scratch_config:
-        raise UserError("dpr starts from an SFT run; build one with `inverselm sft --scratch_config ...` first")
     if not 0.0 < data.reward_floor <= 1.0:
         raise UserError(f"--reward_floor is {data.reward_floor}; set it above 0 and at most 1 (off)")
     if (data.reward_clip_low or 0.0) > 0.0 or (data.reward_clip_high or 0.0) < 0.0:
@@ -177,27 +163,6 @@ def _check_answers_to_shuffle(training: Any) -> None:
     for name, size in sizes.items():
         if size < 2:
             raise UserError(f"--reward_control shuffled_sequences needs two answers at a time; raise --{name}")
-
-
-def with_room(rows: Any, tokenizer: Any, positions: int | None, answer: int) -> Any:
-    """Leave out prompts that leave no room for an answer in the model's positions, and say how many."""
-    if positions is None or not hasattr(rows, "select"):
-        return rows
-    lengths = [len(prompt_ids(tokenizer, prompt)) for prompt in rows["prompt"]]
-    fits = [length + answer <= positions for length in lengths]
-    if not any(fits):
-        raise UserError(
-            f"no prompt leaves room for --max_completion_length {answer} in the model's {positions} positions (the "
-            f"shortest prompt has {min(lengths)} tokens); lower it"
-        )
-    if all(fits):
-        return rows
-    left_out = len(fits) - sum(fits)
-    say(
-        f"{left_out:,} of {len(fits):,} prompts ({left_out / len(fits):.1%}) are left out: they leave no room for "
-        f"{answer} tokens (--max_completion_length) in the model's {positions} positions."
-    )
-    return rows.select([i for i, ok in enumerate(fits) if ok])
 
 
 def _closing(training: Any, sft: str) -> str:

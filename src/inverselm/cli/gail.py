@@ -9,8 +9,6 @@ from trl import ModelConfig, get_peft_config
 
 from ..errors import UserError
 from ..scorers.checks import check_tokenizer_has_eos
-from ..scorers.frozen import adapter_base
-from ..scorers.markers import write_marker
 from ..training.gail import GAILConfig, GAILTrainer
 from .arguments import DataArguments, Help, parse
 from .common import (
@@ -23,10 +21,9 @@ from .common import (
     quiet_libraries,
     say,
     shell,
-    train,
 )
-from .dpr import with_room
-from .models import check_model, check_packages, load_tokenizer, positions_of
+from .from_sft import check_start, say_cpu, train_and_save, with_room
+from .models import check_packages, load_tokenizer, positions_of
 
 GUIDE = Help(
     "GAIL (arXiv 2409.01369, A.1.3): a discriminator learns to tell demonstrations from the policy's own answers, "
@@ -54,15 +51,11 @@ def run(command: str, argv: Sequence[str]) -> None:
     """Parse, check, train, save, and say what was written and what to do next."""
     data, training, model_args = parse(command, (DataArguments, GAILConfig, ModelConfig), argv, GUIDE)
     quiet_libraries()
-    _check_flags(data, model_args)
+    _check_flags(model_args)
     check_packages(model_args, training)
     sft, remote = model_args.model_name_or_path, training.trust_remote_code
     resume = check_run_folder(training, data.overwrite_output_dir, [sft], training.rollout_every)
-    config = check_model(sft, trust_remote_code=remote)
-    if config.is_encoder_decoder:
-        raise UserError(f"--model_name_or_path {sft}: gail does not train encoder-decoder models (iqlearn does)")
-    if model_args.use_peft and adapter_base(sft):
-        raise UserError("--use_peft: the policy starts as an adapter already; leave the flag out")
+    config = check_start(command, data, model_args, remote=remote)
     tokenizer = load_tokenizer(sft, model_args.model_revision, remote)
     check_tokenizer_has_eos(tokenizer, sft)
     text_field = training.dataset_text_field
@@ -74,8 +67,7 @@ def run(command: str, argv: Sequence[str]) -> None:
         rows = with_room(rows, tokenizer, positions_of(config), training.max_completion_length)
     if not data.dataset_streaming:
         say(lengths_line(tokenizer, rows, found, training))
-    if training.use_cpu:
-        say(f"Training on the CPU in {'bfloat16' if training.bf16 else 'float32'}.")
+    say_cpu(training)
     clear_run_folder(training, data.overwrite_output_dir)
     training.model_init_kwargs = {
         "revision": model_args.model_revision,
@@ -92,20 +84,13 @@ def run(command: str, argv: Sequence[str]) -> None:
         processing_class=tokenizer,
         peft_config=get_peft_config(model_args),
     )
-    train(trainer, resume)
-    trainer.save_model(training.output_dir)
-    trainer.save_state()
-    if trainer.accelerator.is_main_process:
-        facts = {"sft": str(sft), "steps": trainer.state.global_step, "critics": training.critics}
-        facts |= {"mle_coef": training.mle_coef, "kl_coef": training.kl_coef}
-        write_marker(training.output_dir, "gail", **facts)
+    facts = {"sft": str(sft), "critics": training.critics, "mle_coef": training.mle_coef, "kl_coef": training.kl_coef}
+    train_and_save(trainer, training, resume, "gail", facts)
     say(_closing(training, sft))
     trainer.end()
 
 
-def _check_flags(data: Any, model_args: Any) -> None:
-    if data.scratch_config:
-        raise UserError("gail starts from an SFT run; build one with `inverselm sft --scratch_config ...` first")
+def _check_flags(model_args: Any) -> None:
     if model_args.load_in_8bit or model_args.load_in_4bit:
         raise UserError("--load_in_4bit, --load_in_8bit: gail does not train quantised models; leave the flag out")
 
