@@ -74,7 +74,8 @@ def test_from_sft_to_a_policy(run, desk, capsys):
     out = capsys.readouterr().out
     assert "Wrote policy: the improved policy" in out
     assert "inverselm generate --model_name_or_path policy" in out
-    assert marker(desk / "policy") == {"role": "dpr", "sft": model, "kl_coef": 1.0, "credit": "return_to_go", "steps": 2}
+    facts = {"sft": model, "kl_coef": 1.0, "credit": "return_to_go", "steps": 2}
+    assert marker(desk / "policy") == {"role": "dpr", **facts}
     assert not same(desk / "policy", run)
     argv = ["generate", "--model_name_or_path", "policy", "--dataset_name", "prompts.jsonl", "--max_new_tokens", "8"]
     assert main(argv) == 0

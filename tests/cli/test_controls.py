@@ -188,7 +188,7 @@ def test_dpr_on_a_controlled_reward(desk, capsys, control):
 )  # fmt: skip
 def test_what_is_refused(desk, capsys, monkeypatch, argv, message):
     monkeypatch.setattr(finetune, "train", None)  # never reached
-    monkeypatch.setattr(dpr, "train", None)
+    monkeypatch.setattr(dpr, "train_and_save", None)
     assert main(argv) == 2
     error = capsys.readouterr().err
     assert message in error

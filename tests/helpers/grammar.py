@@ -53,8 +53,10 @@ def grammar_tokenizer():
     return build_tokenizer({"type": "char"}, [row["prompt"] + row["completion"] for row in demonstrations()])
 
 
-def improves(measure: Callable[[int], tuple[float, float]], seeds: Sequence[int] = range(6), alpha: float = 0.01) -> None:
-    """`measure(seed)` gives a number before and after training; after must be above before (one-sided paired t-test).
+def improves(
+    measure: Callable[[int], tuple[float, float]], seeds: Sequence[int] = range(6), alpha: float = 0.01
+) -> None:
+    """`measure(seed)` gives a number before and after training; after must be above before (one-sided t-test).
 
     One training set and one start per seed: the seeds are what is sampled.
     """

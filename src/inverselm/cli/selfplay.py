@@ -13,7 +13,6 @@ from trl import ModelConfig, get_peft_config
 
 from ..errors import UserError
 from ..scorers.checks import check_tokenizer_has_eos
-from ..scorers.frozen import adapter_base
 from ..training.self_play import RUN, can_resume, self_play
 from ..training.self_play_config import SelfPlayConfig
 from .arguments import DataArguments, Help, parse
@@ -28,7 +27,8 @@ from .common import (
     say,
     shell,
 )
-from .models import check_model, check_packages, load_tokenizer
+from .from_sft import check_start, say_cpu
+from .models import check_packages, load_tokenizer
 
 GUIDE = Help(
     "Self-play: sample an answer to every demonstration's prompt from the last iterate, train the policy to tell "
@@ -55,23 +55,16 @@ def run(command: str, argv: Sequence[str]) -> None:
     """Parse, check, play, and say what was written and what to do next."""
     data, training, model_args = parse(command, (DataArguments, SelfPlayConfig, ModelConfig), argv, GUIDE)
     quiet_libraries()
-    if data.scratch_config:
-        raise UserError("selfplay starts from an SFT run; build one with `inverselm sft --scratch_config ...` first")
     check_packages(model_args, training)
     sft, remote = model_args.model_name_or_path, training.trust_remote_code
     _check_folder(training, data.overwrite_output_dir, sft)
-    config = check_model(sft, trust_remote_code=remote)
-    if config.is_encoder_decoder:
-        raise UserError(f"--model_name_or_path {sft}: selfplay does not train encoder-decoder models (iqlearn does)")
-    if model_args.use_peft and adapter_base(sft):
-        raise UserError("--use_peft: the policy starts as an adapter already; leave the flag out")
+    check_start(command, data, model_args, remote=remote)
     tokenizer = load_tokenizer(sft, model_args.model_revision, remote)
     check_tokenizer_has_eos(tokenizer, sft)
     rows, found = load_checked(data, "answers", eos=tokenizer.eos_token)
     check_chat_template(tokenizer, found, data.dataset_name)
     held_out = load_eval(data, training, "answers", eos=tokenizer.eos_token)
-    if training.use_cpu:
-        say(f"Training on the CPU in {'bfloat16' if training.bf16 else 'float32'}.")
+    say_cpu(training)
     clear_run_folder(training, data.overwrite_output_dir)
     _clear_iterations(training, data.overwrite_output_dir)
     training.model_init_kwargs = {"dtype": model_args.dtype, **(training.model_init_kwargs or {})}
