@@ -278,7 +278,7 @@ def test_dry_run_lists_every_stage(bench, capsys, tmp_path):
     assert main(["study", str(file), "--output_dir", str(tmp_path / "out"), "--dry_run", "True"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "21 stages of 8 runs, 0 done."
-    assert len(lines) == 16
+    assert len(lines) == 22
     assert not (tmp_path / "out").exists()
     assert main(["study"]) == 2
     assert "inverselm study <file.yaml>" in capsys.readouterr().err
