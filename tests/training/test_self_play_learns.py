@@ -79,4 +79,4 @@ def test_two_iterations_raise_the_likelihood_of_the_grammar(tmp_path, options):
         folder = self_play(sft, demonstrations(512, seed + 100), args)
         return tuple(expected_log_prob(AutoModelForCausalLM.from_pretrained(f).eval()) for f in (sft, folder))
 
-    improves(measure, seeds=range(5))
+    improves(measure, seeds=range(20, 25))  # not those that the setting was chosen on
