@@ -89,6 +89,8 @@ def test_ctrl_c_and_resume(desk, capsys, monkeypatch):
     monkeypatch.setattr(generate, "_sample", interrupted)
     assert main(argv) == 130
     assert "--resume continues generations.jsonl." in capsys.readouterr().err
+    assert main(argv) == 2
+    assert "--resume continues it, --overwrite starts anew" in capsys.readouterr().err
     assert main([*argv, "--resume", "--temperature", "0.5"]) == 2
     assert "another temperature" in capsys.readouterr().err
     assert main([*argv, "--resume"]) == 0

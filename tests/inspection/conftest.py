@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
+import os
+import random
 import shutil
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +35,8 @@ SUMS = [
 ]
 PROMPT, ANSWER = SUMS[0]["prompt"], SUMS[0]["completion"]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+SLOW = bool(os.environ.get("INVERSELM_SLOW_PAGE"))  # to find tests that ask before the page can know
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -79,14 +85,26 @@ def inspector(dense, q_function):
     return Inspector.from_scorers(dense, q_function, max_tokens=5000)
 
 
+def _late(app: Any) -> Any:
+    """The same app with answers that come late and in another order."""
+
+    async def late(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            await asyncio.sleep(random.uniform(0.0, 0.8))
+        await app(scope, receive, send)
+
+    return late
+
+
 @contextmanager
-def served(app: Any):
+def served(app: Any) -> Iterator[str]:
     """The address of an app that runs in a thread."""
     import uvicorn
 
     from inverselm.inspection.server import address, listen
 
     with listen("127.0.0.1", 0) as socket:
+        app = _late(app) if SLOW else app
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]}, daemon=True)
         thread.start()
@@ -150,6 +168,8 @@ def open_page(browser):
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(60_000)
+        if SLOW:
+            context.new_cdp_session(page).send("Emulation.setCPUThrottlingRate", {"rate": 4})
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("console", lambda m: problems.append(m.text) if m.type == "error" and "(Unproc" not in m.text else None)
         page.on("request", lambda r: hosts.add(urlsplit(r.url).netloc if not r.url.startswith("blob:") else ""))

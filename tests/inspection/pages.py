@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from typing import Any
+
 
 def shown(value: float) -> str:
     return f"{value:+.3f}".replace("-", "−")
@@ -17,7 +21,21 @@ def texts(page, pane="a"):
     return tokens(page, pane).evaluate_all(script)
 
 
+def eventually(get: Callable[[], Any], want: Any, *, seconds: float = 60.0) -> None:
+    """`get() == want`, when the page has had the time to know: what it shows of a request comes when it comes."""
+    end = time.monotonic() + seconds
+    while (found := get()) != want and time.monotonic() < end:
+        time.sleep(0.05)
+    assert found == want
+
+
+def reads(page, want: list[str], pane="a"):
+    """Wait until a pane shows these tokens."""
+    eventually(lambda: texts(page, pane), want)
+
+
 def tip(page):
+    page.locator("#tip").wait_for()
     rows = page.locator("#tip dl > div").evaluate_all(
         "nodes => nodes.map(n => [n.children[0].textContent, n.children[1].textContent])"
     )
@@ -62,10 +80,7 @@ def row_texts(page):
 
 def holds(page, selector: str, value: str):
     """Wait until a field has this value, and its answer is scored."""
-    for _ in range(600):
-        if page.input_value(selector) == value:
-            break
-        page.wait_for_timeout(100)
+    eventually(lambda: page.input_value(selector), value)
     settle(page)
     assert page.input_value(selector) == value
 

@@ -7,7 +7,7 @@ import pytest
 from inverselm.inspection import create_app
 
 from .conftest import ANSWER, PROMPT, served
-from .pages import opened, settle, shown, texts, tip, tokens
+from .pages import eventually, opened, reads, settle, shown, tip, tokens
 
 NAMES = {"model": "runs/sft", "baseline": "runs/sft/baseline", "q_function": "runs/iq"}
 
@@ -25,7 +25,7 @@ def reading(inspector):
 
 def test_tokens_are_coloured_by_reward(open_page, url, reading):
     page = opened(open_page, url)
-    assert texts(page) == reading.texts
+    reads(page, reading.texts)
     rewards = reading.rewards["dense"]
     sizes = sorted(map(abs, rewards))
     place = 0.98 * (len(sizes) - 1)
@@ -56,7 +56,7 @@ def test_values_on_hover_and_focus(open_page, url, reading):
     assert found["sentence 1: sum, mean"] == f"{shown(sum(first))}, {shown(sum(first) / len(first))}"
     assert max(reading.sentences) == 1
     page.mouse.move(5, 5)
-    assert page.locator("#tip").is_hidden()
+    page.locator("#tip").wait_for(state="hidden")
     tokens(page).nth(3).focus()
     assert tip(page) == found
     assert tokens(page).nth(3).get_attribute("aria-label").startswith("“")
@@ -106,7 +106,7 @@ def test_an_edit_is_scored_and_set_against_the_unedited_answer(open_page, url, i
     page.locator("#pane-a .changed").wait_for()
     settle(page)
     after = inspector.read([PROMPT], [edited])[0]
-    assert texts(page) == after.texts
+    reads(page, after.texts)
     old, new = sum(reading.rewards["dense"]), sum(after.rewards["dense"])
     changed = page.locator("#pane-a .changed").inner_text()
     assert f"sum {shown(old)} → {shown(new)} ({shown(new - old)})" in changed
@@ -126,9 +126,9 @@ def test_an_edit_is_scored_and_set_against_the_unedited_answer(open_page, url, i
     sign = "n" if delta < 0 else "p"
     assert re.search(rf"\b{sign}\d+", tokens(page).nth(last).get_attribute("class") or f"{sign}0")
     page.click("#revert-a")
-    assert page.input_value("#answer-a") == ANSWER
-    assert texts(page) == reading.texts
-    assert page.locator("#pane-a .changed").is_hidden()
+    eventually(lambda: page.input_value("#answer-a"), ANSWER)
+    reads(page, reading.texts)
+    page.locator("#pane-a .changed").wait_for(state="hidden")
     assert page.locator("#colour input[value=change]").is_disabled()
 
 
@@ -142,7 +142,7 @@ def test_keys_are_gathered_before_the_model_is_asked(open_page, url):
     assert 1 <= len(asked) <= 4  # for ten keys
     assert asked[-1].endswith('that is all. and so on","add_eos":true}'.replace("that", "That"))
     page.click("#pin-a")
-    assert page.locator("#pane-a .changed").is_hidden()
+    page.locator("#pane-a .changed").wait_for(state="hidden")
     page.fill("#answer-a", ANSWER)
     page.locator("#pane-a .changed").wait_for()
 
@@ -152,17 +152,17 @@ def test_one_token_is_replaced_where_it_stands(open_page, url, reading):
     at = reading.texts.index(" is")
     tokens(page).nth(at).focus()
     page.keyboard.press("Enter")
-    assert page.input_value("#replacement") == " is"
+    eventually(lambda: page.input_value("#replacement"), " is")
     page.fill("#replacement", " was")
     page.keyboard.press("Enter")
     settle(page)
-    assert page.input_value("#answer-a") == ANSWER.replace(" is", " was", 1)
-    assert page.locator("#replace").is_hidden()
+    eventually(lambda: page.input_value("#answer-a"), ANSWER.replace(" is", " was", 1))
+    page.locator("#replace").wait_for(state="hidden")
     page.locator("#pane-a .tokens .new").first.dblclick()
-    assert page.locator("#replace").is_visible()
+    page.locator("#replace").wait_for()
     page.keyboard.press("Escape")
-    assert page.locator("#replace").is_hidden()
-    assert page.input_value("#answer-a") == ANSWER.replace(" is", " was", 1)
+    page.locator("#replace").wait_for(state="hidden")
+    eventually(lambda: page.input_value("#answer-a"), ANSWER.replace(" is", " was", 1))
 
 
 def test_what_cannot_be_scored_is_said_and_the_last_reading_stays(open_page, url, reading):
@@ -173,10 +173,10 @@ def test_what_cannot_be_scored_is_said_and_the_last_reading_stays(open_page, url
         page.locator("#message").inner_text()
         == "the prompt is empty: the first token would have no state to be chosen in"
     )
-    assert texts(page) == reading.texts
+    reads(page, reading.texts)
     page.fill("#prompt-a", PROMPT)
     settle(page)
-    assert page.locator("#message").is_hidden()
+    page.locator("#message").wait_for(state="hidden")
     page.fill("#answer-a", "")
     page.locator("#pane-a .empty").wait_for()
     assert tokens(page).first.is_hidden()
@@ -188,7 +188,7 @@ def test_two_answers_share_their_colours(open_page, url, inspector):
     page.fill("#answer-b", " It is 9.")
     settle(page)
     other = inspector.read([PROMPT], [" It is 9."])[0]
-    assert texts(page, "b") == other.texts
+    reads(page, other.texts, "b")
     legends = [page.locator(f"#pane-{name} .scale-key").inner_text() for name in "ab"]
     assert legends[0] == legends[1]
     page.select_option("#pane-a select", "log_prob")
@@ -205,7 +205,7 @@ def test_two_rewards_of_one_answer(open_page, url, reading):
     page = opened(open_page, url)
     page.get_by_label("Two rewards").check(force=True)
     page.select_option("#pane-b select", "bellman")
-    assert texts(page, "b") == reading.texts
+    reads(page, reading.texts, "b")
     assert shown(sum(reading.rewards["dense"])) in page.locator("#pane-a .numbers").inner_text()
     assert shown(sum(reading.rewards["bellman"])) in page.locator("#pane-b .numbers").inner_text()
     tokens(page).nth(4).hover()

@@ -7,7 +7,7 @@ import pytest
 from inverselm.inspection import RowFile, create_app
 
 from .conftest import ANSWER, PROMPT, SUMS, scored_row, served, write_jsonl
-from .pages import Work, holds, listed, row_texts, settle, shown, texts, tip, tokens
+from .pages import Work, eventually, holds, listed, reads, row_texts, settle, shown, texts, tip, tokens
 
 EVIL = '<script>window.hacked = 1</script><img src=x onerror="window.hacked = 2"></textarea>&lt;b&gt;\u202e'
 HOSTILE = [
@@ -49,8 +49,8 @@ def sums(tmp_path_factory, inspector, browser):
 def test_a_large_file_is_browsed_with_few_rows_in_the_page(open_page, scored):
     page = open_page(scored)
     listed(page, "answer 0")
-    assert page.locator("#row-count").inner_text() == "100,000 rows"
-    assert texts(page) == [" answer 0", "."]  # the first row is open
+    eventually(page.locator("#row-count").inner_text, "100,000 rows")
+    reads(page, [" answer 0", "."])  # the first row is open
     assert page.locator("#answer-a").get_attribute("readonly") is not None
     work = Work(page)
     for share in (0.25, 0.5, 0.9):
@@ -63,12 +63,12 @@ def test_a_large_file_is_browsed_with_few_rows_in_the_page(open_page, scored):
     page.locator("#row-99999 .row-answer", has_text="answer 99999").wait_for()
     page.keyboard.press("Enter")
     page.locator("#pane-a .tokens", has_text="answer 99999").wait_for()
-    assert page.url.endswith("#row=100000")
+    page.wait_for_url("**#row=100000")
     page.keyboard.press("ArrowUp")
     assert page.locator("#list").get_attribute("aria-activedescendant") == "row-99998"
     page.reload()
     page.locator("#pane-a .tokens", has_text="answer 99999").wait_for()
-    assert page.locator("#list .opened").get_attribute("id") == "row-99999"
+    page.locator("#row-99999.opened").wait_for()
 
 
 def test_rows_are_sorted_and_searched(open_page, scored):
@@ -76,18 +76,18 @@ def test_rows_are_sorted_and_searched(open_page, scored):
     listed(page, "answer 0")
     page.select_option("#sort", "min")
     page.locator("#row-1 .row-answer", has_text="answer 1000").wait_for()
-    assert row_texts(page)[0] == ("answer 0.", "−500.000")
+    eventually(lambda: row_texts(page)[:1], [("answer 0.", "−500.000")])
     page.click("#direction")
     page.locator("#row-0 .row-value", has_text="+0.500").wait_for()
     page.select_option("#sort", "sum")
     listed(page, "answer 999.")
-    assert row_texts(page)[0] == ("answer 999.", "+499.500")
+    eventually(lambda: row_texts(page)[:1], [("answer 999.", "+499.500")])
     page.fill("#search", "QUESTION 4242?")
     listed(page, "answer 4242.")
-    assert page.locator("#row-count").inner_text() == "1 of 100,000 rows"
+    eventually(page.locator("#row-count").inner_text, "1 of 100,000 rows")
     page.fill("#search", "no such words")
     page.locator("#row-count", has_text="0 of 100,000 rows").wait_for()
-    assert page.locator("#list .row").count() == 0
+    eventually(page.locator("#list .row").count, 0)
 
 
 def test_rows_are_opened_with_keys(open_page, sums, inspector):
@@ -96,7 +96,7 @@ def test_rows_are_opened_with_keys(open_page, sums, inspector):
     holds(page, "#answer-a", ANSWER)
     page.keyboard.press("j")
     holds(page, "#answer-a", SUMS[1]["completion"])
-    assert texts(page) == inspector.read([SUMS[1]["prompt"]], [SUMS[1]["completion"]])[0].texts
+    reads(page, inspector.read([SUMS[1]["prompt"]], [SUMS[1]["completion"]])[0].texts)
     assert page.locator("#facts").inner_text().split() == ["id", "1"]
     page.keyboard.press("k")
     holds(page, "#answer-a", ANSWER)
@@ -105,8 +105,8 @@ def test_rows_are_opened_with_keys(open_page, sums, inspector):
         page.keyboard.press("ArrowDown")
     page.keyboard.press("b")
     holds(page, "#answer-b", SUMS[3]["completion"])
-    assert page.input_value("#prompt-b") == SUMS[3]["prompt"]
-    assert page.locator("#prompt-b").is_visible()  # another question than A's
+    eventually(lambda: page.input_value("#prompt-b"), SUMS[3]["prompt"])
+    page.locator("#prompt-b").wait_for()  # another question than A's
     reading = inspector.read([SUMS[3]["prompt"]], [SUMS[3]["completion"]])[0]
     assert shown(sum(reading.rewards["dense"])) in page.locator("#pane-b .numbers").inner_text()
     page.keyboard.press("/")
@@ -114,7 +114,7 @@ def test_rows_are_opened_with_keys(open_page, sums, inspector):
     listed(page, "It is 34.")
     page.click("#same-prompt")
     settle(page)
-    assert page.locator("#prompt-b").is_hidden()
+    page.locator("#prompt-b").wait_for(state="hidden")
     reading = inspector.read([PROMPT], [SUMS[3]["completion"]])[0]
     assert shown(sum(reading.rewards["dense"])) in page.locator("#pane-b .numbers").inner_text()
 
@@ -131,7 +131,7 @@ def test_the_row_asked_for_last_is_shown_when_answers_come_late(open_page, sums)
         held[0].continue_()
     page.wait_for_timeout(200)
     assert page.input_value("#answer-a") == SUMS[2]["completion"]
-    assert page.url.endswith("#row=3")
+    page.wait_for_url("**#row=3")
 
 
 def test_plain_rows_are_scored_on_demand_and_then_sorted(open_page, sums, inspector):
@@ -145,7 +145,7 @@ def test_plain_rows_are_scored_on_demand_and_then_sorted(open_page, sums, inspec
     lowest = [min(reading.rewards["dense"]) for reading in readings]
     best = min(range(len(SUMS)), key=lowest.__getitem__)
     listed(page, SUMS[best]["completion"].strip())
-    assert row_texts(page)[0] == (SUMS[best]["completion"].strip(), shown(lowest[best]))
+    eventually(lambda: row_texts(page)[:1], [(SUMS[best]["completion"].strip(), shown(lowest[best]))])
 
 
 def test_text_from_data_is_never_markup(open_page, hostile):
@@ -159,7 +159,7 @@ def test_text_from_data_is_never_markup(open_page, hostile):
     page.mouse.move(5, 5)
     page.get_by_label("Two answers").check(force=True)
     settle(page)
-    assert page.input_value("#answer-a") == HOSTILE[0]["completion"]
+    eventually(lambda: page.input_value("#answer-a"), HOSTILE[0]["completion"])
     assert page.locator("#facts").inner_text().startswith("topic")
     page.fill("#answer-a", EVIL + " more")
     settle(page)
@@ -195,7 +195,7 @@ def test_rewards_of_the_file_stand_beside_the_models(open_page, tmp_path, inspec
         assert tip(page)["log π"] == shown(reading.rewards["log_prob"][3])
         page.fill("#answer-a", ANSWER.replace("It", "So"))
         settle(page)
-        assert page.input_value("#pane-a select") == "dense"  # the file says nothing of an edit
+        eventually(lambda: page.input_value("#pane-a select"), "dense")  # the file says nothing of an edit
         page.mouse.move(5, 5)
 
 
@@ -244,14 +244,14 @@ def _size(path):
 
 def test_the_rows_of_a_phone_open_over_the_answer(open_page, scored):
     page = open_page(scored, width=390, height=844)
-    assert page.locator("#rows").is_hidden()
+    page.locator("#rows").wait_for(state="hidden")
     page.click("#to-rows")
     listed(page, "answer 0")
-    assert page.locator("main").is_hidden()
+    page.locator("main").wait_for(state="hidden")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.locator("#row-2").click()
     page.locator("#pane-a .tokens", has_text="answer 2").wait_for()
-    assert page.locator("#rows").is_hidden()
+    page.locator("#rows").wait_for(state="hidden")
 
 
 def test_rows_are_scored_as_they_are_in_the_file(open_page, inspector, tmp_path):

@@ -8,7 +8,8 @@ import torch
 
 from inverselm.errors import UserError
 from inverselm.objectives import iqlearn, iqlearn_online
-from inverselm.tabular import Chain, chain_loss, chains_study, compare_on_chain, learn_chain, mean_interval
+from inverselm.report import chains as chains_report
+from inverselm.tabular import Chain, chain_loss, compare_on_chain, learn_chain, mean_interval
 from inverselm.token_mdp import TokenStats
 
 SMALL = {"length": 3, "num_actions": 4, "num_good": 2, "horizon": 8}
@@ -235,9 +236,9 @@ def test_interval_of_a_mean():
 
 
 def test_the_study_draws_its_lines_and_keeps_them(tmp_path, monkeypatch):
-    settings = [f"{good} good" for good in chains_study.SWEEP]
+    settings = [f"{good} good" for good in chains_report.SWEEP]
     kept = tmp_path / "lines.json"
-    lines = chains_study.run(kept, settings, num_seeds=2, steps=2)
+    lines = chains_report.run(kept, settings, num_seeds=2, steps=2)
     assert len(lines) == 4 * 3
     line = lines["not recoverable / 2 good"]
     chain = Chain(num_good=2, recoverable=False)
@@ -245,18 +246,18 @@ def test_the_study_draws_its_lines_and_keeps_them(tmp_path, monkeypatch):
     assert line["gap"] == mean_interval(runs.gap())
     assert line["back"][0] == pytest.approx(float(runs.offline.softmax(-1)[:, 8:, 0].mean()))
     lines["recoverable / 2 good"].update(offline=[0.5, 0, 1], online=[0.75, 0, 1], gap=[0.25, 0.125, 0.3])
-    assert "| 2 good | 50.0 → 75.0: +25.0 (+12.5 to +30.0) |" in chains_study.table(lines, settings)
-    picture = chains_study.picture(lines, tmp_path / "chains.png")
+    assert "| 2 good | 50.0 → 75.0: +25.0 (+12.5 to +30.0) |" in chains_report.table(lines, settings)
+    picture = chains_report.picture(lines, tmp_path / "chains.png")
     assert picture.read_bytes().startswith(b"\x89PNG")
-    monkeypatch.setattr(chains_study, "measure", None)  # nothing is measured again
-    assert chains_study.run(kept, settings, num_seeds=2, steps=2).keys() == lines.keys()
+    monkeypatch.setattr(chains_report, "measure", None)  # nothing is measured again
+    assert chains_report.run(kept, settings, num_seeds=2, steps=2).keys() == lines.keys()
     with pytest.raises(UserError, match="other options"):
-        chains_study.run(kept, settings, num_seeds=3, steps=2)
+        chains_report.run(kept, settings, num_seeds=3, steps=2)
 
 
 def test_uniform_in_side_states_by_hand():
     """Eight places of p = 0.9 / (1 - 0.1 / 5); 16 actions leave time for four ways back of two actions each."""
     q, passed = 0.1 / 5, 0.9
     by_hand = sum(math.comb(7 + n, n) * q**n for n in range(5)) * passed**8
-    assert chains_study.uniform_success("recoverable") == pytest.approx(by_hand, rel=1e-9)
-    assert chains_study.uniform_success("not recoverable") == pytest.approx(0.9**8, rel=1e-9)
+    assert chains_report.uniform_success("recoverable") == pytest.approx(by_hand, rel=1e-9)
+    assert chains_report.uniform_success("not recoverable") == pytest.approx(0.9**8, rel=1e-9)

@@ -84,6 +84,8 @@ _TEXTS = {
     "steps_per_generation": "Forward passes per rollout; default: gradient_accumulation_steps.",
     "use_vllm": "Sample with vLLM.",
 }
+# where a command lists them: after all that is its own
+_LAST = ("batch_size", "dtype", "device", "trust_remote_code", "overwrite", "resume")
 
 
 def parse(command: str, kinds: Sequence[type], argv: Sequence[str], guide: Help) -> tuple[Any, ...]:
@@ -186,7 +188,8 @@ def short_help(command: str, kinds: Sequence[type], guide: Help) -> str:
     lines += [textwrap.fill(part, width) for part in guide.text.split("\n")] + [""]
     lines += ["examples:"] + [f"  {example}" for example in guide.examples] + [""]
     own = {name for name in _own_fields(kinds) if name not in guide.hidden}
-    fields = {f.name: f for kind in kinds for f in dataclasses.fields(kind)}
+    listed = [f for kind in kinds for f in dataclasses.fields(kind)]
+    fields = {f.name: f for f in sorted(listed, key=lambda f: _LAST.index(f.name) if f.name in _LAST else -1)}
     inherited = _bases(kinds)
     for title, chosen in (("its own flags:" if inherited else "flags:", own), ("often used:", set(guide.common) - own)):
         entries = [_entry(f, width, name in own) for name, f in fields.items() if name in chosen]

@@ -12,6 +12,7 @@ from ..evaluation.tasks import TASKS, load_task
 from .arguments import Help, parse
 from .evaluation_folder import SAMPLES, EvaluationFolder, check_folder, safe_name, samples_name
 from .evaluation_models import DEFAULT_LENGTH
+from .flags import LoadingFlags
 
 if TYPE_CHECKING:
     from ..evaluation.examples import Example
@@ -23,7 +24,7 @@ CALCULATOR = ("without", "with", "both")
 
 
 @dataclass
-class EvaluateArguments:
+class EvaluateArguments(LoadingFlags):
     """Flags of `inverselm evaluate`."""
 
     model_name_or_path: list[str] = field(
@@ -76,12 +77,6 @@ class EvaluateArguments:
     )
     batch_size: int = field(default=32, metadata={"help": "Answers (or beams) per batch."})
     seed: int = field(default=0, metadata={"help": "Seed of the sampling."})
-    dtype: str = field(
-        default="auto",
-        metadata={"help": "Dtype of the weights.", "choices": ["auto", "float32", "bfloat16", "float16"]},
-    )
-    device: str | None = field(default=None, metadata={"help": "Default: the GPU if there is one."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run a checkpoint's own Python code."})
     overwrite: bool = field(default=False, metadata={"help": "Replace the evaluation in the output folder."})
     resume: bool = field(
         default=False,

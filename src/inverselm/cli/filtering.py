@@ -13,7 +13,7 @@ from ..errors import UserError
 from ..inference.reranking import BY
 from ..inference.segments import UNITS
 from .arguments import Help, parse
-from .score_flags import REWARDS, RewardFlags
+from .flags import REWARDS, ScoringFlags
 
 FILES = ("review.jsonl", "review.html", "report.txt", "report.html", "report.json", "scores.jsonl", "kept.jsonl")
 DROPPED = "dropped.jsonl"
@@ -23,7 +23,7 @@ FIRST_LOW = 1 / 3  # how low, of the lowest reward, the first suspicious token i
 
 
 @dataclass
-class FilterArguments(RewardFlags):
+class FilterArguments(ScoringFlags):
     """Flags of `inverselm filter`."""
 
     reward: str = field(
@@ -37,7 +37,6 @@ class FilterArguments(RewardFlags):
     dataset_name: str | None = field(
         default=None, metadata={"help": "Demonstrations: prompt and completion, or messages (file, folder, hub name)."}
     )
-    dataset_split: str = field(default="train", metadata={"help": "Split, or a slice such as train[:100]."})
     by: str = field(
         default="min",
         metadata={
@@ -62,15 +61,6 @@ class FilterArguments(RewardFlags):
     )
     output_dir: str = field(default="filtered", metadata={"help": "Folder for the results; new or empty."})
     review_rows: int = field(default=50, metadata={"help": "Most suspicious rows to write for review."})
-    batch_size: int = field(default=16, metadata={"help": "Answers per forward pass."})
-    dtype: str = field(
-        default="auto",
-        metadata={"help": "Dtype of the weights.", "choices": ["auto", "float32", "bfloat16", "float16"]},
-    )
-    device: str | None = field(default=None, metadata={"help": "Default: the GPU if there is one."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run a checkpoint's own Python code."})
-    overwrite: bool = field(default=False, metadata={"help": "Replace the results in output_dir."})
-    resume: bool = field(default=False, metadata={"help": "Continue what an interrupted run with these flags scored."})
 
 
 GUIDE = Help(

@@ -9,7 +9,8 @@ from typing import Any
 from ..errors import UserError
 from ..evaluation.metrics import METRICS, compute_metrics
 from .arguments import Help, parse
-from .output import Chunks, check_output_file, in_chunks
+from .flags import LoadingFlags
+from .output import Chunks, check_no_unfinished, check_output_file, in_chunks
 
 DEFAULT_LENGTH = 256
 CHUNK = 4  # batches between two saves
@@ -17,7 +18,7 @@ SETTINGS = ("max_new_tokens", "temperature", "top_p", "num_beams", "calculator",
 
 
 @dataclass
-class GenerateArguments:
+class GenerateArguments(LoadingFlags):
     """Flags of `inverselm generate`."""
 
     model_name_or_path: str | None = field(
@@ -58,12 +59,6 @@ class GenerateArguments:
         default=None, metadata={"help": "Column with the reference; default: answer, else completion."}
     )
     seed: int = field(default=0, metadata={"help": "Seed of the sampling."})
-    dtype: str = field(
-        default="auto",
-        metadata={"help": "Dtype of the weights.", "choices": ["auto", "float32", "bfloat16", "float16"]},
-    )
-    device: str | None = field(default=None, metadata={"help": "Default: the GPU if there is one."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run a checkpoint's own Python code."})
     overwrite: bool = field(default=False, metadata={"help": "Replace an existing output file."})
     resume: bool = field(default=False, metadata={"help": "Continue what an interrupted run with these flags wrote."})
 
@@ -100,6 +95,7 @@ def run(command: str, argv: Sequence[str]) -> None:
     source = {"model": args.model_name_or_path, "data": args.dataset_name, "split": args.dataset_split}
     run_of = {**settings, **guidance, **source, "samples": args.num_return, "rows": len(rows)}
     settings |= {} if args.guidance_weight is None else guidance
+    check_no_unfinished(args.output_file, resume=args.resume, overwrite=args.overwrite)
     output = Chunks(args.output_file, run_of, args.resume)
     device = resolve_device(args.device)
     with output.interruptible():

@@ -10,10 +10,11 @@ from typing import Any
 
 from ..errors import UserError
 from .arguments import Help, parse
+from .flags import LoadingFlags
 
 
 @dataclass
-class InspectArguments:
+class InspectArguments(LoadingFlags):
     """Flags of `inverselm inspect`."""
 
     model_name_or_path: str | None = field(
@@ -49,12 +50,6 @@ class InspectArguments:
     open_browser: bool = field(default=False, metadata={"help": "Open the page in the browser."})
     max_tokens: int = field(default=16_384, metadata={"help": "Longest prompt and answer together."})
     batch_size: int = field(default=16, metadata={"help": "Rows per forward pass when a file is scored."})
-    dtype: str = field(
-        default="auto",
-        metadata={"help": "Dtype of the weights.", "choices": ["auto", "float32", "bfloat16", "float16"]},
-    )
-    device: str | None = field(default=None, metadata={"help": "Default: the GPU if there is one."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run a checkpoint's own Python code."})
 
 
 GUIDE = Help(

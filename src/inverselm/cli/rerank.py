@@ -13,19 +13,18 @@ from ..errors import UserError
 from ..inference.reranking import BY
 from ..inference.segments import UNITS
 from .arguments import Help, parse
+from .flags import ScoringFlags
 from .output import check_no_unfinished, check_output_file
-from .score_flags import RewardFlags
 
 
 @dataclass
-class RerankArguments(RewardFlags):
+class RerankArguments(ScoringFlags):
     """Flags of `inverselm rerank`."""
 
     dataset_name: str | None = field(
         default=None,
         metadata={"help": "Answers, several to a prompt, as `inverselm generate --num_return 8` writes them."},
     )
-    dataset_split: str = field(default="train", metadata={"help": "Split, or a slice such as train[:100]."})
     by: str = field(
         default="sum",
         metadata={
@@ -40,15 +39,6 @@ class RerankArguments(RewardFlags):
     )
     keep: int = field(default=1, metadata={"help": "Answers of each prompt to write, the best first; 0: all."})
     output_file: str = field(default="best.jsonl", metadata={"help": "JSONL to write."})
-    batch_size: int = field(default=16, metadata={"help": "Answers per forward pass."})
-    dtype: str = field(
-        default="auto",
-        metadata={"help": "Dtype of the weights.", "choices": ["auto", "float32", "bfloat16", "float16"]},
-    )
-    device: str | None = field(default=None, metadata={"help": "Default: the GPU if there is one."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run a checkpoint's own Python code."})
-    overwrite: bool = field(default=False, metadata={"help": "Replace an existing output file."})
-    resume: bool = field(default=False, metadata={"help": "Continue what an interrupted run with these flags scored."})
 
 
 GUIDE = Help(

@@ -10,13 +10,14 @@ from typing import Any
 
 from ..errors import UserError
 from .arguments import Help, parse
+from .flags import LoadingFlags
 from .rewards_scores import METRICS, SCORE_COLUMNS
 
 KINDS = ("digit", "word", "token")
 
 
 @dataclass
-class RewardsArguments:
+class RewardsArguments(LoadingFlags):
     """Flags of `inverselm rewards`."""
 
     model_name_or_path: str | None = field(
@@ -72,12 +73,6 @@ class RewardsArguments:
     chart: bool = field(default=True, metadata={"help": "Write rewards.png (needs matplotlib)."})
     seed: int = field(default=0, metadata={"help": "Seed of planting, bootstrap and random controls."})
     batch_size: int = field(default=16, metadata={"help": "Answers per forward pass."})
-    dtype: str = field(
-        default="auto",
-        metadata={"help": "Dtype of the weights.", "choices": ["auto", "float32", "bfloat16", "float16"]},
-    )
-    device: str | None = field(default=None, metadata={"help": "Default: the GPU if there is one."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run a checkpoint's own Python code."})
     overwrite: bool = field(default=False, metadata={"help": "Replace the results in output_dir."})
     resume: bool = field(
         default=False,

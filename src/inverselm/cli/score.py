@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
 from .arguments import parse
+from .flags import REWARDS
 from .heatmaps import terminal_heatmap, write_page
 from .output import Chunks, check_no_unfinished, check_output_file
-from .score_flags import GUIDE, REWARDS, ScoreArguments
+from .score_flags import GUIDE, ScoreArguments
 from .score_report import closing, say_left_out, written
 
 if TYPE_CHECKING:

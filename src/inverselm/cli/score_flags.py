@@ -5,40 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from .arguments import Help
-
-REWARDS = ("auto", "log_ratio", "bellman", "log_prob")
-
-
-@dataclass
-class RewardFlags:
-    """Which reward, of which models: what the commands that score share."""
-
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "The SFT folder (its baseline is found there), or an IQLearn model."}
-    )
-    baseline: str | None = field(
-        default=None,
-        metadata={"help": "Earlier checkpoint(s) of the SFT run, comma-separated. Default: the one in its folder."},
-    )
-    reward: str = field(
-        default="auto",
-        metadata={
-            "help": "log_ratio: log pi_SFT - log pi_baseline; bellman: Q - gamma V' of one model; log_prob: log pi. "
-            "auto takes bellman for an IQLearn folder, else log_ratio.",
-            "choices": list(REWARDS),
-        },
-    )
-    gamma: float = field(default=1.0, metadata={"help": "Discount of the bellman reward."})
+from .flags import ScoringFlags
 
 
 @dataclass
-class ScoreArguments(RewardFlags):
+class ScoreArguments(ScoringFlags):
     """Flags of `inverselm score`."""
 
     dataset_name: str | None = field(
         default=None, metadata={"help": "Answers to score: rows with prompt and completion (file, folder or hub name)."}
     )
-    dataset_split: str = field(default="train", metadata={"help": "Split, or a slice such as train[:100]."})
     prompt: str | None = field(default=None, metadata={"help": "Score one answer: its prompt."})
     completion: str | None = field(default=None, metadata={"help": "Score one answer: its text."})
     add_eos: bool = field(
@@ -87,15 +63,6 @@ class ScoreArguments(RewardFlags):
         default=None, metadata={"help": "Write a page of token heatmaps here (first --html_rows rows)."}
     )
     html_rows: int = field(default=50, metadata={"help": "Rows in the page of heatmaps."})
-    batch_size: int = field(default=16, metadata={"help": "Answers per forward pass."})
-    dtype: str = field(
-        default="auto",
-        metadata={"help": "Dtype of the weights.", "choices": ["auto", "float32", "bfloat16", "float16"]},
-    )
-    device: str | None = field(default=None, metadata={"help": "Default: the GPU if there is one."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run a checkpoint's own Python code."})
-    overwrite: bool = field(default=False, metadata={"help": "Replace existing output files."})
-    resume: bool = field(default=False, metadata={"help": "Continue what an interrupted run with these flags wrote."})
 
 
 GUIDE = Help(

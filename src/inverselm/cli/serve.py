@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
 from .arguments import Help, parse
+from .flags import RewardFlags
 from .listening import bound, is_loopback, url_of
-from .score_flags import RewardFlags
 
 if TYPE_CHECKING:
     from ..integrations.server import RewardService
@@ -67,12 +67,6 @@ class ServeArguments(RewardFlags):
     )
     max_body_mb: float = field(default=16.0, metadata={"help": "MiB of a request, at most; else 413."})
     request_timeout: float = field(default=120.0, metadata={"help": "Seconds of a request, at most; then 504."})
-    dtype: str = field(
-        default="auto",
-        metadata={"help": "Dtype of the weights.", "choices": ["auto", "float32", "bfloat16", "float16"]},
-    )
-    device: str | None = field(default=None, metadata={"help": "Default: the GPU if there is one."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run a checkpoint's own Python code."})
 
 
 GUIDE = Help(

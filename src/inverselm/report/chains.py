@@ -1,6 +1,6 @@
 """Offline against online IQLearn over sizes and options of the chains: a table and a picture.
 
-    python -m inverselm.tabular.chains_study --out docs/img/chains.png
+    python -m inverselm.report.chains --out docs/img/chains.png
 
 Minutes; `--results` keeps every finished line in a JSON file, and a run that finds one there does not do it again.
 """
@@ -18,9 +18,9 @@ import torch
 from tqdm import tqdm
 
 from ..errors import UserError
-from ..report.drawing import look, matplotlib, style
-from ..report.page import write_whole
-from .chains import Chain, compare_on_chain, mean_interval
+from ..tabular import Chain, compare_on_chain, mean_interval
+from .drawing import look, matplotlib, style
+from .page import write_whole
 
 Interval = tuple[float, float, float]
 Line = dict[str, Any]
@@ -153,7 +153,7 @@ def uniform_success(problem: str) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m inverselm.tabular.chains_study", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m inverselm.report.chains", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="the picture, a PNG")
     parser.add_argument("--results", type=Path, help="a JSON file that keeps finished lines")
     parser.add_argument("--num_seeds", type=int, default=20, help="seeds per line")
