@@ -158,7 +158,7 @@ def test_ctrl_c_ends_it_cleanly(desk):
         with urllib.request.urlopen(found[1] + "api/meta", timeout=30) as answer:
             assert json.load(answer)["file"]["rows"] == 1
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) == 0
+        assert process.wait(timeout=300) == 0
     finally:
         kill(process)
     assert log.read_text().endswith("Stopped.\n")

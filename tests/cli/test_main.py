@@ -14,7 +14,7 @@ from inverselm.errors import UserError
 
 
 def python(*arguments, **kwargs):
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=60, **kwargs)
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=300, **kwargs)
 
 
 @pytest.mark.parametrize("argv", [[], ["--help"], ["-h"], ["help"]])
@@ -86,7 +86,7 @@ def test_closed_pipe_is_no_error():
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(
-        [sys.executable, "-m", "inverselm", "score", "--help"], stdout=writer, stderr=subprocess.PIPE, timeout=60
+        [sys.executable, "-m", "inverselm", "score", "--help"], stdout=writer, stderr=subprocess.PIPE, timeout=300
     )
     os.close(writer)
     assert done.returncode == 0

@@ -208,9 +208,9 @@ def test_short_answers_can_be_walked_with_the_keyboard_and_long_ones_do_not_trap
 
 def test_a_long_answer_is_fast() -> None:
     tokens = [ScoredToken(f" word{n}", math.sin(n)) for n in range(4000)]
-    begin = time.perf_counter()
+    begin = time.process_time()  # not the clock on the wall: others work on this machine
     html = token_heatmap(tokens)
-    assert time.perf_counter() - begin < 1.0
+    assert time.process_time() - begin < 1.0
     assert html.count("reward ") >= 4000
     assert len(html) < 1_000_000
 
