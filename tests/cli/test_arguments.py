@@ -4,9 +4,11 @@ import pytest
 import torch
 from trl import ModelConfig, SFTConfig
 
-from inverselm.cli import dpr, filtering, generate, score
+from inverselm.cli import generate
 from inverselm.cli.arguments import parse, short_help
-from inverselm.cli.finetune import GUIDES, BaselineArguments
+from inverselm.cli.scoring import filtering, score
+from inverselm.cli.training import dpr
+from inverselm.cli.training.finetune import GUIDES, BaselineArguments
 from inverselm.errors import UserError
 from inverselm.training.dense_path import DensePathConfig
 from inverselm.training.iqlearn import IQLearnConfig

@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 
-from inverselm.cli import dpr, finetune
 from inverselm.cli.main import main
+from inverselm.cli.training import dpr, finetune
 
 from .conftest import SUMS, write_jsonl
 

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 from safetensors.torch import load_file
 
-from inverselm.cli import dpr, finetune
-from inverselm.cli.baselines import BaselineArguments, check_baselines, set_late_baselines_aside
 from inverselm.cli.main import main
+from inverselm.cli.training import dpr, finetune
+from inverselm.cli.training.baselines import BaselineArguments, check_baselines, set_late_baselines_aside
 from inverselm.errors import UserError
 from inverselm.scorers.markers import write_marker
 

@@ -6,10 +6,10 @@ import shutil
 
 import pytest
 
-from inverselm.cli.evaluate import default_labels
-from inverselm.cli.fingerprints import model_fingerprint
+from inverselm.cli.evaluation.evaluate import default_labels
 from inverselm.cli.main import main
 from inverselm.evaluation import evaluate
+from inverselm.inputs.fingerprints import model_fingerprint
 
 from .conftest import write_jsonl
 from .evaluate_bench import SHORT, argv, lines

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from helpers.processes import kill, start, wait_for
-from inverselm.cli import evaluation_folder
+from inverselm.cli.evaluation import evaluation_folder
 from inverselm.cli.main import main
 
 from .conftest import SUMS, write_jsonl

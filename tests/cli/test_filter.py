@@ -5,8 +5,8 @@ import shlex
 
 import pytest
 
-from inverselm.cli import scored_rows
 from inverselm.cli.main import main
+from inverselm.cli.scoring import scored_rows
 from inverselm.inference import keep_rows, suspicion
 from inverselm.scorers import QFunctionReward, TokenReward
 
@@ -128,7 +128,7 @@ def test_csv_and_max_length(desk, capsys):
 
 
 def test_the_last_message_of_a_conversation_is_judged(desk, monkeypatch):
-    from inverselm.cli import models
+    from inverselm.inputs import models
     from inverselm.training.scratch_tokenizer import CHATML
 
     load = models.load_tokenizer

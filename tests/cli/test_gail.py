@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from inverselm.cli import gail
 from inverselm.cli.main import main
+from inverselm.cli.training import gail
 
 from .conftest import SUMS, write_jsonl
 

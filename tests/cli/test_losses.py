@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from inverselm.cli import finetune
-from inverselm.cli.losses import IQLearnFlags, SFTFlags
 from inverselm.cli.main import main
+from inverselm.cli.training import finetune
+from inverselm.cli.training.losses import IQLearnFlags, SFTFlags
 from inverselm.training.iqlearn import IQLearnConfig
 
 from .conftest import SUMS, write_jsonl

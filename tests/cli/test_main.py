@@ -64,7 +64,7 @@ def test_help_does_not_import_torch(argv):
     ],
 )
 def test_exit_codes(error, code, line, monkeypatch, capsys):
-    from inverselm.cli import score
+    from inverselm.cli.scoring import score
 
     def run(command, argv):
         raise error
@@ -75,7 +75,7 @@ def test_exit_codes(error, code, line, monkeypatch, capsys):
 
 
 def test_a_bug_is_not_hidden(monkeypatch):
-    from inverselm.cli import score
+    from inverselm.cli.scoring import score
 
     monkeypatch.setattr(score, "run", lambda command, argv: {}["bug"])
     with pytest.raises(KeyError):
@@ -96,4 +96,4 @@ def test_closed_pipe_is_no_error():
 def test_every_command_has_its_module():
     folder = Path(entry.__file__).parent
     for module, _ in COMMANDS.values():
-        assert (folder / f"{module}.py").is_file()
+        assert (folder / f"{module.replace('.', '/')}.py").is_file()

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from inverselm.cli import scored_rows
 from inverselm.cli.main import main
+from inverselm.cli.scoring import scored_rows
 from inverselm.inference.reranking import answer_scores
 from inverselm.scorers import QFunctionReward, TokenReward
 

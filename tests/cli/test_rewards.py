@@ -66,7 +66,7 @@ def test_metrics_make_scores(desk, sampled):
 
 
 def test_sampled_ids_are_scored_as_they_are(desk):
-    from inverselm.cli.models import load_tokenizer
+    from inverselm.inputs.models import load_tokenizer
 
     tokenizer = load_tokenizer("sft")
     single = [tokenizer.encode(c)[0] for c in " It is 5."]  # the characters one by one: not how the text is cut
@@ -175,7 +175,7 @@ def test_encoder_decoders(desk, sampled):
     import torch
     from transformers import T5Config, T5ForConditionalGeneration
 
-    from inverselm.cli.models import load_tokenizer
+    from inverselm.inputs.models import load_tokenizer
 
     tokenizer = load_tokenizer("sft")
     start = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}

@@ -5,7 +5,7 @@ import shlex
 
 import pytest
 
-from inverselm.cli import rewards, rewards_models
+from inverselm.cli.evaluation import rewards, rewards_models
 from inverselm.cli.main import main
 from inverselm.scorers import QFunctionReward
 

@@ -8,8 +8,8 @@ import shutil
 import pyarrow.parquet as pq
 import pytest
 
-from inverselm.cli import score, score_report
 from inverselm.cli.main import main
+from inverselm.cli.scoring import score, score_report
 from inverselm.scorers import QFunctionReward, TokenReward
 
 from .conftest import SUMS, write_jsonl
@@ -186,7 +186,7 @@ def test_a_reward_that_is_no_number_is_an_error(desk, capsys, monkeypatch, outpu
 
 
 def test_control_characters_do_not_reach_the_terminal():
-    from inverselm.cli.heatmaps import terminal_heatmap
+    from inverselm.cli.scoring.heatmaps import terminal_heatmap
     from inverselm.scorers import ScoredCompletion, TokenScore
 
     scored = ScoredCompletion("a\x1b[2Jb", (TokenScore(1, "a\x1b[2Jb", 0, 6, -1.0),), False)

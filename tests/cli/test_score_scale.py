@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from helpers.processes import kill, start, wait_for
-from inverselm.cli import score
 from inverselm.cli.main import main
+from inverselm.cli.scoring import score
 from inverselm.scoring import RowScorer, read_facts
 
 from .conftest import SUMS, write_jsonl
@@ -95,7 +95,8 @@ def test_rows_without_a_score_are_kept_skipped_or_stop_the_run(desk, capsys, mon
 
 HANG = """
 import sys, time
-from inverselm.cli import main, score
+from inverselm.cli import main
+from inverselm.cli.scoring import score
 from inverselm.scoring import RowScorer
 real, calls = RowScorer.score, []
 def hanging(self, rows):
@@ -204,7 +205,8 @@ def test_values_are_the_models_own(desk):
 
 PEAKS = """
 import json, os, resource, sys
-from inverselm.cli import main, score
+from inverselm.cli import main
+from inverselm.cli.scoring import score
 score.CHUNK = 2
 sums = [json.loads(line) for line in open("sums.jsonl")]
 for times in (1, 20):

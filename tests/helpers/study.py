@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from inverselm import __version__
-from inverselm.cli.evaluation_folder import EvaluationFolder
+from inverselm.cli.evaluation.evaluation_folder import EvaluationFolder
 from inverselm.evaluation.examples import Example, content_hash
 from inverselm.evaluation.samplers import parse_sampler
 from inverselm.evaluation.summary import measure, summarise

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from inverselm.cli.score_input import survey
+from inverselm.cli.scoring.score_input import survey
 from inverselm.errors import UserError
 from inverselm.scoring import Cutter, JsonlTables, Shard
 

@@ -12,8 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..inputs.data import (
+    check_demonstrations,
+    check_output_dir,
+    has_splits,
+    load_rows,
+    report_lengths,
+    training_columns,
+)
 from ..scorers.markers import BASELINE_FOLDER, MARKER, read_marker
-from .data import check_demonstrations, check_output_dir, has_splits, load_rows, report_lengths, training_columns
 
 _RESULTS = ("adapter_config.json", "adapter_model.safetensors", "model*.safetensors", "model.safetensors.index.json")
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..inputs.data import check_output_dir
 from .arguments import Help, parse
-from .data import check_output_dir
 
 
 @dataclass

@@ -71,7 +71,7 @@ def _check(args: Any) -> str:
     """The baseline, after checking the flags and both models."""
     from ..inference.extrapolate import check_target
     from ..inference.guided import check_weight
-    from .models import check_model, check_reward_models
+    from ..inputs.models import check_model, check_reward_models
 
     if args.weight is None:
         raise UserError("no weight: pass --weight, 0.5 say; 0 is the SFT model itself")

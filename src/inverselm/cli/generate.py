@@ -79,8 +79,8 @@ GUIDE = Help(
 def run(command: str, argv: Sequence[str]) -> None:
     """Parse, check, sample, write, measure."""
     (args,) = parse(command, (GenerateArguments,), argv, GUIDE)
+    from ..inputs.models import check_model, load_tokenizer, positions_of, resolve_device
     from .common import quiet_libraries
-    from .models import check_model, load_tokenizer, positions_of, resolve_device
 
     quiet_libraries()
     _check_flags(args)
@@ -123,7 +123,7 @@ def run(command: str, argv: Sequence[str]) -> None:
 
 
 def _check_flags(args: Any) -> None:
-    from .models import check_positive
+    from ..inputs.models import check_positive
 
     unknown = [name for name in args.metrics if name not in METRICS]
     if unknown:
@@ -142,7 +142,7 @@ def _check_flags(args: Any) -> None:
 
 
 def _prompts(args: Any) -> tuple[list[dict[str, Any]], list[str] | None]:
-    from .data import check_demonstrations, load_rows
+    from ..inputs.data import check_demonstrations, load_rows
 
     rows = load_rows(args.dataset_name, split=args.dataset_split)
     check_demonstrations(rows, args.dataset_name, need="prompts")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
-from .models import check_reward_models
+from ..inputs.models import check_reward_models
 
 if TYPE_CHECKING:
     from ..scorers import FrozenLM

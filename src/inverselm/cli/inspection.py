@@ -90,7 +90,7 @@ def run(command: str, argv: Sequence[str]) -> None:
 
 
 def _check_flags(args: Any) -> None:
-    from .models import check_positive
+    from ..inputs.models import check_positive
 
     if not args.model_name_or_path and not args.dataset_name:
         raise UserError("nothing to look at: pass --model_name_or_path <SFT folder>, or --dataset_name <scored file>")
@@ -115,8 +115,8 @@ class _Models:
 
 
 def _check_models(args: Any) -> _Models:
+    from ..inputs.models import check_model, check_reward_models, check_shared_tokenizer, load_tokenizer
     from ..scorers.markers import find_baseline, read_marker
-    from .models import check_model, check_reward_models, check_shared_tokenizer, load_tokenizer
 
     name, remote = args.model_name_or_path, args.trust_remote_code
     check_model(name, trust_remote_code=remote)
@@ -167,9 +167,9 @@ def _app(args: Any, found: _Models | None) -> Any:
 
 
 def _inspector(args: Any, found: _Models) -> Any:
+    from ..inputs.models import resolve_device
     from ..inspection import Inspector
     from ..scorers import QFunctionReward, TokenReward
-    from .models import resolve_device
 
     loading = {"device": resolve_device(args.device), "dtype": args.dtype, "trust_remote_code": args.trust_remote_code}
     scorer: Any

@@ -98,8 +98,8 @@ def run(command: str, argv: Sequence[str]) -> None:
 
 def _check(args: Any) -> Path:
     """The page's path, after checking that it can be written and that nothing is lost."""
+    from ..inputs.models import check_positive
     from ..report.study_report import FILES
-    from .models import check_positive
     from .output import check_output_file
 
     if not args.study_dir:

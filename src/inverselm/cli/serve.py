@@ -87,9 +87,9 @@ def run(command: str, argv: Sequence[str]) -> None:
     """Parse, check, load, serve until told to stop."""
     (args,) = parse(command, (ServeArguments,), argv, GUIDE)
     _check_packages()
+    from ..inputs.models import resolve_device
     from .common import quiet_libraries
-    from .models import resolve_device
-    from .score import _check_models
+    from .scoring.score import _check_models
 
     quiet_libraries()
     _check_flags(args)
@@ -116,7 +116,7 @@ def make_service(
     from ..integrations.rows import RowReader
     from ..integrations.server import RewardService, Settings
     from ..scorers import TokenReward
-    from .score import _measures, load_scorer
+    from .scoring.score import _measures, load_scorer
 
     if kind == "log_ratio":
         scorer: Any = TokenReward.from_checkpoints(
@@ -217,7 +217,7 @@ def _check_packages() -> None:
 
 
 def _check_flags(args: Any) -> None:
-    from .models import check_positive
+    from ..inputs.models import check_positive
 
     if args.baseline and args.reward not in ("auto", "log_ratio"):
         raise UserError(f"--baseline has no part in --reward {args.reward}; drop one of them")

@@ -101,10 +101,10 @@ def check_flags(spec: Any) -> None:
     from ..training.online import OnlineIQLearnConfig
     from ..training.self_play_config import SelfPlayConfig
     from .arguments import DataArguments
-    from .baselines import BaselineArguments
-    from .dpr import RewardArguments
-    from .evaluate import EvaluateArguments
+    from .evaluation.evaluate import EvaluateArguments
     from .extrapolate import ExtrapolateArguments
+    from .training.baselines import BaselineArguments
+    from .training.dpr import RewardArguments
 
     kinds = {
         "sft": (BaselineArguments, SFTConfig, ModelConfig),
@@ -131,7 +131,7 @@ def _check_names(flags: Mapping[str, Any], kinds: Sequence[type], where: str) ->
 
 
 def _check_data(spec: Any) -> None:
-    from .data import load_rows
+    from ..inputs.data import load_rows
 
     for split, name in spec.data.items():
         rows = load_rows(name, split="train")

@@ -89,7 +89,7 @@ def _precision() -> list[str]:
 
 def run_command(argv: Sequence[str]) -> None:
     """Print a command as a user would type it, and run it here."""
-    from ..cli import dpr, finetune
+    from ..cli.training import dpr, finetune
 
     print(f"\n$ inverselm {shlex.join(argv)}", flush=True)
     (dpr if argv[0] == "dpr" else finetune).run(argv[0], argv[1:])

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..cli.models import positions_of
 from ..errors import UserError
 from ..inference.segments import segment_numbers
+from ..inputs.models import positions_of
 from ..scorers import FrozenLM, QFunctionReward, TokenReward, TokenScorer, encode_pair, token_spans
 from ..scorers.seq2seq import encode_seq2seq_pair, position_limits
 from ..token_mdp import TokenBatch, bellman_residual, log_ratio, mix_baselines

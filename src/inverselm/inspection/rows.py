@@ -15,8 +15,8 @@ from pathlib import Path
 from threading import Lock
 from typing import IO, Any
 
-from ..cli.records import read_records
 from ..errors import UserError
+from ..inputs.records import read_records
 from .inspector import FILE, stored_reading
 from .records import answer_text, check_record, shown, text_fact
 
@@ -242,7 +242,7 @@ def _records(path: Path, source: str, split: str) -> Iterator[tuple[str, dict[st
     if path.is_file() and path.name.lower().endswith(_READ) and split == "train":
         yield from read_records(path)
         return
-    from ..cli.data import LINE_COLUMN, load_rows
+    from ..inputs.data import LINE_COLUMN, load_rows
     from ..scoring.tables import is_scored, json_record
 
     rows = load_rows(source, split=split)

@@ -104,7 +104,7 @@ class Answers:
 
     def path(self, size: str, method: str, seed: int, sampler: str) -> Any:
         """The samples file."""
-        from ..cli.evaluation_folder import SAMPLES, samples_name
+        from ..cli.evaluation.evaluation_folder import SAMPLES, samples_name
 
         row = self.study.row(size, method, seed, "test", sampler)
         folder = self.study.cells[size, method, seed].folder / "test" / SAMPLES

@@ -16,8 +16,8 @@ _PACKAGES = ("torch", "transformers", "trl", "peft", "tokenizers", "datasets", "
 # rooms and commands that no number of a study comes from
 _ASIDE = (
     *("report/", "demo/", "tabular/", "integrations/", "inspection/", "scoring/", "study/"),
-    *(f"cli/{name}" for name in ("compare", "demo", "filter", "inspection", "judge", "listening", "report", "rerank")),
-    *("cli/serve", "cli/study"),
+    *(f"cli/{name}" for name in ("demo", "inspection", "listening", "report", "serve", "study")),
+    *("cli/evaluation/compare", "cli/evaluation/judge", "cli/scoring/filter", "cli/scoring/rerank"),
 )
 
 

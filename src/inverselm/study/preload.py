@@ -6,7 +6,8 @@ import torch
 import transformers
 import trl
 
-from ..cli import dpr, evaluate, finetune, gail, selfplay
+from ..cli.evaluation import evaluate
+from ..cli.training import dpr, finetune, gail, selfplay
 from ..evaluation import sampling, sweep
 
 __all__ = [

@@ -157,9 +157,9 @@ def _write_study(folder: Path, spec: StudySpec, identity: Mapping[str, Any]) -> 
 
 def _metrics(spec: StudySpec) -> dict[str, str]:
     """Metric -> "high" or "low", the main one first; the validation data is read as an evaluation would."""
-    from ..cli.data import load_rows
     from ..evaluation.examples import read_examples
     from ..evaluation.tasks import load_task
+    from ..inputs.data import load_rows
 
     task, name = load_task(spec.task), spec.data["valid"]
     column = spec.evaluation.get("reference_column")
@@ -170,7 +170,7 @@ def _metrics(spec: StudySpec) -> dict[str, str]:
 
 
 def _rows(name: str, size: str) -> int:
-    from ..cli.data import load_rows
+    from ..inputs.data import load_rows
 
     found = len(load_rows(name, split="train" if size == "all" else f"train[:{size}]"))
     if size != "all" and found < int(size):

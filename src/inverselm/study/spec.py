@@ -275,7 +275,7 @@ def _check_keys(given: Mapping[str, Any], known: Any, where: str) -> None:
 
 
 def _check_name(name: str, where: str) -> None:
-    from ..cli.evaluation_folder import safe_name
+    from ..cli.evaluation.evaluation_folder import safe_name
 
     if safe_name(name) != name:
         raise UserError(f"{where}a method's name is the name of a folder: use letters, digits, '.', '_' and '-'")

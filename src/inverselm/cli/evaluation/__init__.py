@@ -1,0 +1,1 @@
+"""Commands that measure: evaluate, rewards, compare, judge."""

@@ -1,0 +1,1 @@
+"""Commands that use token rewards on rows: score, filter, rerank."""

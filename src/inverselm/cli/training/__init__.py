@@ -1,0 +1,1 @@
+"""Commands that train: sft, iqlearn, dpr, gail, selfplay."""
