@@ -3,9 +3,7 @@
 Light on import: torch, transformers and TRL load when a name that needs them is first used.
 """
 
-from importlib import import_module
-from typing import Any
-
+from ._lazy import exports
 from ._version import __version__
 
 _EXPORTS = {
@@ -31,13 +29,4 @@ _EXPORTS = {
 }
 
 __all__ = ["__version__", *sorted(_EXPORTS)]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _EXPORTS:
-        return getattr(import_module(_EXPORTS[name], __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = exports(__name__, _EXPORTS)

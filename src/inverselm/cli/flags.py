@@ -50,3 +50,22 @@ class ScoringFlags(RewardFlags):
     batch_size: int = field(default=16, metadata={"help": "Answers per forward pass."})
     overwrite: bool = field(default=False, metadata={"help": "Replace what an earlier run wrote."})
     resume: bool = field(default=False, metadata={"help": "Continue what an interrupted run with these flags wrote."})
+
+
+@dataclass
+class RewardShapeFlags:
+    """What is made of the log-ratio to the baseline."""
+
+    baseline_mix: str = field(
+        default="log",
+        metadata={"help": "Mean of several baselines: 'log' or 'probability'.", "choices": ["log", "probability"]},
+    )
+    reward_floor: float = field(
+        default=1.0, metadata={"help": "Alpha of log(alpha rho + 1 - alpha), a floor under the log-ratio; 1 is off."}
+    )
+    reward_clip_low: float | None = field(default=None, metadata={"help": "Clip token rewards from below (nats)."})
+    reward_clip_high: float | None = field(default=None, metadata={"help": "Clip token rewards from above (nats)."})
+    centre_rewards: bool = field(
+        default=False,
+        metadata={"help": "Subtract KL(pi_SFT || pi_baseline) of the state: the sum no longer pays for length."},
+    )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
 from .arguments import Help, parse
-from .flags import RewardFlags
+from .flags import RewardFlags, RewardShapeFlags
 from .listening import bound, is_loopback, url_of
 
 if TYPE_CHECKING:
@@ -22,22 +22,9 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class ServeArguments(RewardFlags):
+class ServeArguments(RewardShapeFlags, RewardFlags):
     """Flags of `inverselm serve`."""
 
-    baseline_mix: str = field(
-        default="log",
-        metadata={"help": "Mean of several baselines: 'log' or 'probability'.", "choices": ["log", "probability"]},
-    )
-    reward_floor: float = field(
-        default=1.0, metadata={"help": "Alpha of log(alpha rho + 1 - alpha), a floor under the log-ratio; 1 is off."}
-    )
-    reward_clip_low: float | None = field(default=None, metadata={"help": "Clip token rewards from below (nats)."})
-    reward_clip_high: float | None = field(default=None, metadata={"help": "Clip token rewards from above (nats)."})
-    centre_rewards: bool = field(
-        default=False,
-        metadata={"help": "Subtract KL(pi_SFT || pi_baseline) of the state: the sum no longer pays for length."},
-    )
     add_eos: bool = field(
         default=True,
         metadata={"help": "End each text answer with EOS, as in training; rows with finished=false get none."},

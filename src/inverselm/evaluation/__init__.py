@@ -1,7 +1,6 @@
 """Metrics and statistics: of answers, of token rewards, of differences between runs. Modules load when first used."""
 
-from importlib import import_module
-from typing import Any
+from .._lazy import exports
 
 _EXPORTS = {
     "Comparison": ".comparison",
@@ -32,13 +31,4 @@ _EXPORTS = {
 }
 
 __all__ = sorted(_EXPORTS)
-
-
-def __getattr__(name: str) -> Any:
-    if name in _EXPORTS:
-        return getattr(import_module(_EXPORTS[name], __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = exports(__name__, _EXPORTS)

@@ -1,7 +1,6 @@
 """What rewards are good for without training: sampling, guided decoding, reranking, filtering."""
 
-from importlib import import_module
-from typing import Any
+from .._lazy import exports
 
 _EXPORTS = {
     "Ranked": ".reranking",
@@ -14,9 +13,4 @@ _EXPORTS = {
 }
 
 __all__ = sorted(_EXPORTS)
-
-
-def __getattr__(name: str) -> Any:
-    if name in _EXPORTS:
-        return getattr(import_module(_EXPORTS[name], __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__ = exports(__name__, _EXPORTS)

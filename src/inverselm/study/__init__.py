@@ -1,7 +1,6 @@
 """Studies: a grid of training runs and evaluations from one YAML file. Modules load when first used."""
 
-from importlib import import_module
-from typing import Any
+from .._lazy import exports
 
 _EXPORTS = {
     "Study": ".collect",
@@ -12,13 +11,4 @@ _EXPORTS = {
 }
 
 __all__ = sorted(_EXPORTS)
-
-
-def __getattr__(name: str) -> Any:
-    if name in _EXPORTS:
-        return getattr(import_module(_EXPORTS[name], __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = exports(__name__, _EXPORTS)

@@ -1,7 +1,6 @@
 """Thin trainers on TRL: no mathematics of their own."""
 
-from importlib import import_module
-from typing import Any
+from .._lazy import exports
 
 _EXPORTS = {
     "BaselineCheckpointCallback": ".checkpoints",
@@ -24,9 +23,4 @@ _EXPORTS = {
     "last_complete_checkpoint": ".checkpoints",
 }
 __all__ = sorted(_EXPORTS)
-
-
-def __getattr__(name: str) -> Any:
-    if name in _EXPORTS:
-        return getattr(import_module(_EXPORTS[name], __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__ = exports(__name__, _EXPORTS)

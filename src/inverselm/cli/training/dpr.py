@@ -29,13 +29,13 @@ from ..common import (
     load_eval,
     quiet_libraries,
     say,
-    shell,
 )
-from .from_sft import check_start, say_cpu, train_and_save, with_room
+from ..flags import RewardShapeFlags
+from .from_sft import check_start, closing, say_cpu, train_and_save, with_room
 
 
 @dataclass
-class RewardArguments(DataArguments):
+class RewardArguments(RewardShapeFlags, DataArguments):
     """Data arguments, and the reward's."""
 
     baseline: str | None = field(
@@ -44,19 +44,6 @@ class RewardArguments(DataArguments):
     )
     policy: str | None = field(
         default=None, metadata={"help": "Where the policy starts; default: the SFT model (--model_name_or_path)."}
-    )
-    reward_floor: float = field(
-        default=1.0, metadata={"help": "Alpha of log(alpha rho + 1 - alpha), a floor under the log-ratio; 1 is off."}
-    )
-    reward_clip_low: float | None = field(default=None, metadata={"help": "Clip token rewards from below (nats)."})
-    reward_clip_high: float | None = field(default=None, metadata={"help": "Clip token rewards from above (nats)."})
-    centre_rewards: bool = field(
-        default=False,
-        metadata={"help": "Subtract KL(pi_SFT || pi_baseline) of the state: the reward no longer pays for length."},
-    )
-    baseline_mix: str = field(
-        default="log",
-        metadata={"help": "Mean of several baselines: 'log' or 'probability'.", "choices": ["log", "probability"]},
     )
     reward_control: str | None = field(
         default=None,
@@ -141,7 +128,7 @@ def run(command: str, argv: Sequence[str]) -> None:
     facts = {"sft": str(sft), "kl_coef": training.kl_coef, "credit": training.credit}
     facts |= {"reward_control": data.reward_control} if data.reward_control else {}
     train_and_save(trainer, training, resume, "dpr", facts)
-    say(_closing(training, sft))
+    say(closing(training, sft, "dpr", "the improved policy and its tokenizer"))
     trainer.end()
 
 
@@ -163,14 +150,3 @@ def _check_answers_to_shuffle(training: Any) -> None:
     for name, size in sizes.items():
         if size < 2:
             raise UserError(f"--reward_control shuffled_sequences needs two answers at a time; raise --{name}")
-
-
-def _closing(training: Any, sft: str) -> str:
-    options = ("--dataset_name", "<held-out prompts>", "--max_new_tokens", training.max_completion_length)
-    lines = [
-        f"Wrote {training.output_dir}: the improved policy and its tokenizer.",
-        "Next: compare it with the SFT model on held-out prompts, at several temperatures:",
-    ]
-    for model, name in ((training.output_dir, "dpr.jsonl"), (sft, "sft.jsonl")):
-        lines.append(shell("generate", "--model_name_or_path", model, *options, "--output_file", name))
-    return "\n".join(lines)

@@ -9,7 +9,7 @@ from ...inputs.models import check_model
 from ...scorers.frozen import adapter_base
 from ...scorers.markers import write_marker
 from ...scorers.text import prompt_ids
-from ..common import say, train
+from ..common import say, shell, train
 
 
 def check_start(command: str, data: Any, model_args: Any, *, remote: bool, policy: str | None = None) -> Any:
@@ -70,3 +70,23 @@ def with_room(rows: Any, tokenizer: Any, positions: int | None, answer: int) -> 
         f"{answer} tokens (--max_completion_length) in the model's {positions} positions."
     )
     return rows.select([i for i, ok in enumerate(fits) if ok])
+
+
+def closing(training: Any, sft: str, name: str, written: str, beside: str = "") -> str:
+    """What was written, and how to compare it with the SFT model.
+
+    Args:
+        training: the config of the run.
+        sft: the SFT model.
+        name: of the command.
+        written: what lies in the output folder.
+        beside: what to look at, too.
+    """
+    options = ("--dataset_name", "<held-out prompts>", "--max_new_tokens", training.max_completion_length)
+    lines = [
+        f"Wrote {training.output_dir}: {written}.",
+        f"Next: compare it with the SFT model on held-out prompts, at several temperatures{beside}:",
+    ]
+    for model, stem in ((training.output_dir, name), (sft, "sft")):
+        lines.append(shell("generate", "--model_name_or_path", model, *options, "--output_file", f"{stem}.jsonl"))
+    return "\n".join(lines)

@@ -21,9 +21,8 @@ from ..common import (
     load_eval,
     quiet_libraries,
     say,
-    shell,
 )
-from .from_sft import check_start, say_cpu, train_and_save, with_room
+from .from_sft import check_start, closing, say_cpu, train_and_save, with_room
 
 GUIDE = Help(
     "GAIL (arXiv 2409.01369, A.1.3): a discriminator learns to tell demonstrations from the policy's own answers, "
@@ -86,7 +85,7 @@ def run(command: str, argv: Sequence[str]) -> None:
     )
     facts = {"sft": str(sft), "critics": training.critics, "mle_coef": training.mle_coef, "kl_coef": training.kl_coef}
     train_and_save(trainer, training, resume, "gail", facts)
-    say(_closing(training, sft))
+    say(closing(training, sft, "gail", "the policy and its tokenizer", ", lengths beside"))
     trainer.end()
 
 
@@ -104,14 +103,3 @@ def _check_rows(found: str, name: str, training: Any) -> None:
             f"{name}: of messages gail learns the assistant's alone: pass --assistant_only_loss (the template must "
             "mark them), or split the rows into prompt and completion"
         )
-
-
-def _closing(training: Any, sft: str) -> str:
-    options = ("--dataset_name", "<held-out prompts>", "--max_new_tokens", training.max_completion_length)
-    lines = [
-        f"Wrote {training.output_dir}: the policy and its tokenizer.",
-        "Next: compare it with the SFT model on held-out prompts, at several temperatures, lengths beside:",
-    ]
-    for model, name in ((training.output_dir, "gail.jsonl"), (sft, "sft.jsonl")):
-        lines.append(shell("generate", "--model_name_or_path", model, *options, "--output_file", name))
-    return "\n".join(lines)

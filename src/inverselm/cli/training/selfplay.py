@@ -26,9 +26,8 @@ from ..common import (
     quiet_libraries,
     resume_flag,
     say,
-    shell,
 )
-from .from_sft import check_start, say_cpu
+from .from_sft import check_start, closing, say_cpu
 
 GUIDE = Help(
     "Self-play: sample an answer to every demonstration's prompt from the last iterate, train the policy to tell "
@@ -81,7 +80,8 @@ def run(command: str, argv: Sequence[str]) -> None:
     except KeyboardInterrupt as error:
         hint = "The same command with --resume_from_checkpoint True continues it."
         raise KeyboardInterrupt(hint if can_resume(training.output_dir) else "Nothing was written.") from error
-    say(_closing(training, sft))
+    written = f"the policy of iteration {training.iterations} and its tokenizer; those of all iterations are in "
+    say(closing(training, sft, "selfplay", f"{written}iteration_1, ... there"))
 
 
 def _check_folder(training: Any, overwrite: bool, sft: str) -> None:
@@ -104,15 +104,3 @@ def _clear_iterations(training: Any, overwrite: bool) -> None:
             if old.is_dir() and re.fullmatch(r"iteration_\d+", old.name):
                 shutil.rmtree(old)
     state.wait_for_everyone()
-
-
-def _closing(training: Any, sft: str) -> str:
-    options = ("--dataset_name", "<held-out prompts>", "--max_new_tokens", training.max_completion_length)
-    lines = [
-        f"Wrote {training.output_dir}: the policy of iteration {training.iterations} and its tokenizer; those of all "
-        "iterations are in iteration_1, ... there.",
-        "Next: compare it with the SFT model on held-out prompts, at several temperatures:",
-    ]
-    for model, name in ((training.output_dir, "selfplay.jsonl"), (sft, "sft.jsonl")):
-        lines.append(shell("generate", "--model_name_or_path", model, *options, "--output_file", name))
-    return "\n".join(lines)

@@ -6,6 +6,7 @@ import difflib
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ..._lazy import exports
 from ...errors import UserError
 
 if TYPE_CHECKING:
@@ -22,15 +23,11 @@ TASKS = {
 }
 """name -> (module, class); a new task is one module and one line here."""
 
-_EXPORTS = {"FunctionTask": "custom", "Metric": "base", "Task": "base", "mean_of": "base", "ratio_of": "base"}
+_EXPORTS = {"FunctionTask": ".custom", "Metric": ".base", "Task": ".base", "mean_of": ".base", "ratio_of": ".base"}
 
 __all__ = ["TASKS", "FunctionTask", "Metric", "Task", "load_task", "mean_of", "ratio_of"]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _EXPORTS:
-        return getattr(import_module(f".{_EXPORTS[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, _ = exports(__name__, _EXPORTS)
 
 
 def load_task(task: Any) -> Task:
