@@ -162,7 +162,7 @@ def test_conversations(files):
             ],
         )
     with serving(always("[[C]]")) as server:
-        assert main(command(server)) == 0
+        assert main(command(server, "--concurrency", "1")) == 0
     text = server.requests[0]["messages"][0]["content"]
     assert "<request>\nsystem: Be brief.\n\nuser: Q0\n</request>" in text
     assert "<answer_a>\nb\n</answer_a>" in text

@@ -20,6 +20,7 @@ def files(tmp_path, monkeypatch):
 def test_own_template_marks_and_reference(files):
     (files / "own.txt").write_text("{reference}Q {prompt}\n1: {answer_a}\n2: {answer_b}\nSay ONE, TWO or SAME.\n")
     more = ["--template", "own.txt", "--marks", "ONE", "TWO", "SAME", "--reference_column", "reference"]
+    more += ["--concurrency", "1"]  # requests come in their order
     with serving(always("so\nONE")) as server:
         assert main(command(server, *more)) == 0
     text = server.requests[0]["messages"][0]["content"]
