@@ -73,13 +73,13 @@ def test_e2e_keeps_all_references_of_a_meaning(tmp_path, monkeypatch, packed):
     assert len({row["mr"] for row in parts["valid"]}) == 2
 
 
-@pytest.mark.parametrize("name", ["cmudict", "e2e_nlg", "multi30k"])
+@pytest.mark.parametrize("name", ["cmudict/study", "cmudict/confirm", "e2e_nlg/study", "multi30k/study"])
 def test_the_studies_say_nothing_unknown(name):
-    spec = read_spec(RECIPES / name / "study.yaml")
+    spec = read_spec(RECIPES / f"{name}.yaml")
     check_flags(spec)
     stages = plan_stages(spec, "out", environment={})
     assert len(spec.seeds) >= 3
-    assert {stage.kind for stage in stages} == {"train", "valid", "test", "rewards"}
+    assert {stage.kind for stage in stages} - {"rewards"} == {"train", "valid", "test"}
     for stage in stages:
         if stage.flags.get("scratch_config"):
             assert (RECIPES.parent / stage.flags["scratch_config"]).is_file()
