@@ -142,6 +142,17 @@ def test_short_help_names_the_choices_that_its_words_do_not():
     assert "else log_ratio. (default: log_prob)" in text
 
 
+def test_flags_that_commands_share_are_listed_last():
+    for command, kind, guide in (
+        ("filter", filtering.FilterArguments, filtering.GUIDE),
+        ("generate", generate.GenerateArguments, generate.GUIDE),
+    ):
+        lines = short_help(command, (kind,), guide).splitlines()
+        flags = [line.split()[0] for line in lines if line.startswith("  --")]
+        assert flags[-6:] == ["--batch_size", "--dtype", "--device", "--trust_remote_code", "--overwrite", "--resume"]
+        assert flags[0] == "--model_name_or_path"
+
+
 def test_dpr_does_not_offer_what_it_refuses():
     assert "--scratch_config" not in short_help("dpr", (dpr.RewardArguments,), dpr.GUIDE)
 

@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
 from helpers.study_spec import STUDY, changed
 from inverselm import UserError
+from inverselm.study import identity
 from inverselm.study.identity import code_hash, data_hash, digest, environment
 from inverselm.study.plan import Stage, clear, plan_stages, stage_record, to_argv
 from inverselm.study.runner import time_left
@@ -143,6 +145,14 @@ def test_hashes(tmp_path):
     assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1}) != digest({"a": 2, "b": 1})
     assert environment()["code"] == code_hash()
     assert environment()["torch"].startswith("2.")
+
+
+def test_what_no_number_comes_from_is_where_it_is_said_to_be():
+    """A module that is moved or renamed would silently count as code that numbers come from."""
+    root = Path(identity.__file__).parents[1]
+    sources = [path.relative_to(root).as_posix() for path in root.rglob("*.py")]
+    for prefix in identity._ASIDE:
+        assert any(name.startswith(prefix) for name in sources), prefix
 
 
 def test_time_left():
